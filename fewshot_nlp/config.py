@@ -1,0 +1,168 @@
+"""Flat settings with Hugging Face's argument names, checked when they are built.
+
+``FewShotConfig`` says what a model is and how it learns a task: it is saved beside every adapter as
+``fewshot_config.json`` and is enough to build the learner again. ``EpisodeConfig`` says where tasks come from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+CONFIG_NAME = "fewshot_config.json"
+
+ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "full", "none")
+POOLINGS = ("mean", "cls")
+HEADS = ("prototype", "linear")
+HEAD_INITS = ("zero", "shared", "prototype")
+DISTANCES = ("cosine", "euclidean")
+LEARNERS = ("maml", "fomaml", "anil", "reptile", "protonet")
+INNER_RULES = ("sgd", "adam")
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known. Use one of: {', '.join(allowed)}.")
+
+
+def at_least(name: str, value: Any, low: float, kind: type = int, above: bool = False) -> None:
+    """Raise unless ``value`` is a finite ``kind`` of at least (or strictly above) ``low``."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        hint = " In YAML, write 1.0e-4 rather than 1e-4." if isinstance(value, str) else ""
+        raise ValueError(f"{name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
+    if not low <= value < float("inf") or (above and value == low):
+        raise ValueError(f"{name}={value!r} is out of range. Use a value {'above' if above else 'of at least'} {low}.")
+
+
+def from_mapping(cls: type, mapping: dict[str, Any], source: str) -> Any:
+    """Build a settings class from ``mapping``; an unknown key is an error that names the nearest known one."""
+    import difflib
+
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{source} must hold an object of settings, not {type(mapping).__name__}.")
+    known = {f.name for f in fields(cls)}
+    for key in mapping:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"{source} has an unknown key {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+    return cls(**mapping)
+
+
+@dataclass
+class FewShotConfig:
+    """What a meta-learned model is, and how it adapts to a task."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a Hub id or a local folder that AutoModel can load."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    pooling: str = field(default="mean", metadata={"help": f"Token pooling: {', '.join(POOLINGS)}."})
+    max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
+
+    adapter: str = field(default="prompt_tuning", metadata={"help": f"What is trained: {', '.join(ADAPTERS)}."})
+    num_virtual_tokens: int = field(default=8, metadata={"help": "Length of a soft prompt or prefix."})
+    prompt_tuning_init_text: str | None = field(
+        default=None, metadata={"help": "Start the soft prompt at these words' embeddings; random if not given."}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling: the update is multiplied by alpha / r."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that LoRA changes; by default the query and value projections."}
+    )
+
+    head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
+    head_init: str = field(
+        default="prototype", metadata={"help": f"Where a linear head starts on a new task: {', '.join(HEAD_INITS)}."}
+    )
+    distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
+    head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
+
+    learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
+    inner_rule: str = field(default="sgd", metadata={"help": f"Update rule of the inner loop: {', '.join(INNER_RULES)}."})
+    inner_steps: int = field(default=1, metadata={"help": "Inner-loop steps on the support set."})
+    inner_learning_rate: float = field(default=0.1, metadata={"help": "Inner step size of the adapter."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Inner step size of the head; inner_learning_rate if not given."}
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_name_or_path, str) or not self.model_name_or_path:
+            raise ValueError(f"model_name_or_path={self.model_name_or_path!r} must be a Hub id or a folder.")
+        choice("pooling", self.pooling, POOLINGS)
+        choice("adapter", self.adapter, ADAPTERS)
+        choice("head", self.head, HEADS)
+        choice("head_init", self.head_init, HEAD_INITS)
+        choice("distance", self.distance, DISTANCES)
+        choice("learner", self.learner, LEARNERS)
+        choice("inner_rule", self.inner_rule, INNER_RULES)
+        at_least("max_length", self.max_length, 1)
+        at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
+        at_least("lora_r", self.lora_r, 1)
+        at_least("lora_alpha", self.lora_alpha, 1)
+        at_least("head_scale", self.head_scale, 0.0, float, above=True)
+        at_least("inner_steps", self.inner_steps, 0)
+        at_least("inner_learning_rate", self.inner_learning_rate, 0.0, float)
+        if self.head_learning_rate is not None:
+            at_least("head_learning_rate", self.head_learning_rate, 0.0, float)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], source: str = CONFIG_NAME) -> FewShotConfig:
+        return from_mapping(cls, settings, source)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> FewShotConfig:
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))["config"], str(path))
+
+
+@dataclass
+class EpisodeConfig:
+    """Where tasks come from, and their shape."""
+
+    dataset_name: str = field(
+        default="home_intents",
+        metadata={"help": "An embedded set (home_intents), a Hub id, a folder, or a csv, jsonl or parquet file."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    text_column_name: str | None = field(default=None, metadata={"help": "Column of texts; found if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
+    split_file: str | None = field(
+        default=None, metadata={"help": "JSON with lists of class names under train, validation and test."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the class-disjoint splits where none are given."})
+
+    n_way: int = field(default=5, metadata={"help": "Classes in an episode."})
+    k_shot: int = field(default=1, metadata={"help": "Support examples a class in training episodes."})
+    max_n_way: int | None = field(default=None, metadata={"help": "Draw the way of a training episode up to this."})
+    max_k_shot: int | None = field(default=None, metadata={"help": "Draw the shot of a training episode up to this."})
+    n_query: int = field(default=5, metadata={"help": "Query examples a class in training episodes."})
+    eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
+    eval_k_shots: list[int] = field(
+        default_factory=lambda: [1, 5], metadata={"help": "Support examples a class in evaluation, one run each."}
+    )
+    eval_n_query: int = field(default=5, metadata={"help": "Query examples a class in evaluation."})
+
+    def __post_init__(self) -> None:
+        at_least("split_seed", self.split_seed, 0)
+        at_least("n_way", self.n_way, 2)
+        at_least("k_shot", self.k_shot, 1)
+        at_least("n_query", self.n_query, 1)
+        at_least("eval_n_query", self.eval_n_query, 1)
+        if self.eval_n_way is not None:
+            at_least("eval_n_way", self.eval_n_way, 2)
+        if self.max_n_way is not None:
+            at_least("max_n_way", self.max_n_way, self.n_way)
+        if self.max_k_shot is not None:
+            at_least("max_k_shot", self.max_k_shot, self.k_shot)
+        if not isinstance(self.eval_k_shots, list) or not self.eval_k_shots:
+            raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
+        for shot in self.eval_k_shots:
+            at_least("eval_k_shots", shot, 1)

@@ -1,0 +1,149 @@
+"""The values that flow through the framework, and the contract every learner keeps.
+
+Data flows one way: data set -> pool -> spec -> episode -> batch -> learner -> gradient -> adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+#: Tensors by name. Names start with the owner: ``model.``, ``head.`` or ``rule.``.
+Params = Mapping[str, Tensor]
+
+#: What a learner knows about one task after ``adapt``. Only the learner that made it reads it.
+State = Any
+
+#: Label of a query example whose class is not in the episode.
+OUT_OF_SCOPE = -1
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """The address of an episode: which classes, which rows. Small, hashable, and JSON-able.
+
+    Attributes:
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        index: position in the sampler's endless sequence.
+        pool: name of the pool that the rows index into.
+        classes: class names; position in this tuple is the episode label.
+        support: rows of each class, one tuple a class, in the order of ``classes``.
+        query: as ``support``, for the examples to answer.
+        out_of_scope: query rows of classes outside the episode, labelled ``OUT_OF_SCOPE``.
+    """
+
+    split: str
+    index: int
+    pool: str
+    classes: tuple[str, ...]
+    support: tuple[tuple[int, ...], ...]
+    query: tuple[tuple[int, ...], ...]
+    out_of_scope: tuple[int, ...] = ()
+
+    @property
+    def n_way(self) -> int:
+        return len(self.classes)
+
+    @property
+    def address(self) -> str:
+        """Human-readable address, enough to replay the episode: ``pool/split/index``."""
+        return f"{self.pool}/{self.split}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs and their labels.
+
+    Attributes:
+        inputs: what the backbone takes by keyword, each ``[n, ...]``; for text ``input_ids`` and
+            ``attention_mask``, both ``[n, length]``.
+        labels: ``[n]`` int64 in ``[0, n_way)``, or ``OUT_OF_SCOPE``.
+        n_way: number of classes of the task.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    n_way: int
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=moved, labels=self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An encoded task: learn from ``support``, answer ``query``."""
+
+    spec: EpisodeSpec
+    support: Batch
+    query: Batch
+
+    def to(self, device: torch.device | str) -> Episode:
+        return replace(self, support=self.support.to(device), query=self.query.to(device))
+
+
+@dataclass
+class MetaGrad:
+    """Sums over episodes, so that parts from any number of processes add up to one answer.
+
+    Attributes:
+        grads: summed meta-gradient by parameter name.
+        loss: summed query loss (mean over the queries of an episode), a 0-d tensor.
+        accuracy: summed query accuracy in [0, 1], a 0-d tensor.
+        episodes: how many episodes the sums cover.
+        logits: query logits ``[n, n_way]`` of each episode, detached.
+    """
+
+    grads: dict[str, Tensor]
+    loss: Tensor
+    accuracy: Tensor
+    episodes: int
+    logits: list[Tensor] = field(default_factory=list)
+
+    def __add__(self, other: MetaGrad) -> MetaGrad:
+        if self.grads.keys() != other.grads.keys():
+            raise ValueError(
+                f"Cannot add meta-gradients of different parameters: "
+                f"{sorted(self.grads.keys() ^ other.grads.keys())}. Use one learner for both."
+            )
+        return MetaGrad(
+            {name: grad + other.grads[name] for name, grad in self.grads.items()},
+            self.loss + other.loss,
+            self.accuracy + other.accuracy,
+            self.episodes + other.episodes,
+            self.logits + other.logits,
+        )
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Two pure functions and a gradient. Nothing here keeps state between calls.
+
+    ``params`` are the meta-parameters; a learner never writes to the tensors it is given.
+    """
+
+    #: Whether the answer to one query may depend on the other queries beside it.
+    transductive: bool
+
+    def init_params(self) -> dict[str, Tensor]:
+        """Untrained meta-parameters: fresh, detached copies."""
+        ...
+
+    def adapt(self, params: Params, support: Batch) -> State:
+        """Learn a task from ``support``. The result carries no autograd graph."""
+        ...
+
+    def predict(self, params: Params, state: State, query: Batch) -> Tensor:
+        """Logits ``[len(query), n_way]``. Query labels are ignored."""
+        ...
+
+    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        """Summed gradient of the episodes' query loss with respect to ``params``."""
+        ...

@@ -1,0 +1,123 @@
+"""Which column holds the texts, which the labels, and what the classes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datasets import ClassLabel, Dataset, Features, Value
+
+TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
+LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topic", "coarse_label", "fine_label")
+
+_BATCH = 10_000
+
+
+def find_columns(features: Features, text: str | None = None, label: str | None = None) -> tuple[str, str]:
+    """Names of the text and the label column.
+
+    A name that is given must exist. Otherwise labels are the one ``ClassLabel`` column, or the first column of a
+    usual name (``LABEL_NAMES``) that holds strings or ints; texts are the one string column of a usual name
+    (``TEXT_NAMES``), or the only string column left.
+
+    Raises:
+        ValueError: a column is unknown, of a wrong type, or cannot be told from others.
+    """
+    for option, name in (("text_column_name", text), ("label_column_name", label)):
+        if name is not None and name not in features:
+            raise ValueError(f"{option}={name!r} is not a column. Use one of: {_describe(features)}.")
+    label = _find_label(features, excluded=text) if label is None else label
+    text = _find_text(features, excluded=label) if text is None else text
+    if text == label:
+        raise ValueError(
+            f"text_column_name and label_column_name are both {text!r}. Name two of: {_describe(features)}."
+        )
+    if not _is_string(features[text]):
+        raise ValueError(f"text_column_name={text!r} does not hold strings. Columns: {_describe(features)}.")
+    if not (isinstance(features[label], ClassLabel) or _is_string(features[label]) or _is_int(features[label])):
+        raise ValueError(
+            f"label_column_name={label!r} holds neither ClassLabel, strings nor ints. Columns: {_describe(features)}."
+        )
+    return text, label
+
+
+def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
+    """Class name of every row. ``first_row`` is what errors call row 0.
+
+    Raises:
+        ValueError: a row has no label.
+    """
+    feature = dataset.features[column]
+    names: list[str] = []
+    for row, value in enumerate(_values(dataset, column)):
+        if value is None or value == "" or (isinstance(feature, ClassLabel) and value < 0):
+            raise ValueError(
+                f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
+                f"dataset.filter(lambda row: row[{column!r}] is not None)."
+            )
+        names.append(feature.names[value] if isinstance(feature, ClassLabel) else str(value))
+    return names
+
+
+def checked_texts(dataset: Dataset, column: str) -> list[str]:
+    """Every text.
+
+    Raises:
+        ValueError: a text is missing or blank.
+    """
+    texts = list(_values(dataset, column))
+    for row, text in enumerate(texts):
+        if text is None or not text.strip():
+            raise ValueError(
+                f"Row {row} has an empty text ({column}={text!r}). Remove such rows, for example with "
+                f"dataset.filter(lambda row: (row[{column!r}] or '').strip())."
+            )
+    return texts
+
+
+def _values(dataset: Dataset, column: str) -> Iterator:
+    # dataset[column] is a lazy column that decodes row by row; batches are ten times as fast.
+    for batch in dataset.select_columns([column]).with_format(None).iter(batch_size=_BATCH):
+        yield from batch[column]
+
+
+def _find_label(features: Features, excluded: str | None) -> str:
+    class_labels = [name for name in features if isinstance(features[name], ClassLabel) and name != excluded]
+    if len(class_labels) == 1:
+        return class_labels[0]
+    usable = class_labels or [
+        name for name in features if name != excluded and (_is_string(features[name]) or _is_int(features[name]))
+    ]
+    return _one_of("label", LABEL_NAMES, usable, features)
+
+
+def _find_text(features: Features, excluded: str) -> str:
+    strings = [name for name in features if _is_string(features[name]) and name != excluded]
+    if len(strings) == 1:
+        return strings[0]
+    return _one_of("text", TEXT_NAMES, strings, features)
+
+
+def _one_of(kind: str, usual: tuple[str, ...], candidates: list[str], features: Features) -> str:
+    found = [name for name in candidates if name.lower() in usual]
+    if len(found) == 1:
+        return found[0]
+    reason = f"it could be any of {found}" if found else "no column has a usual name and type"
+    raise ValueError(
+        f"Cannot tell which column holds the {kind}s: {reason}. Set {kind}_column_name to one of: "
+        f"{_describe(features)}."
+    )
+
+
+def _is_string(feature: object) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
+def _is_int(feature: object) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+
+
+def _describe(features: Features) -> str:
+    kinds = {name: getattr(feature, "dtype", None) or type(feature).__name__ for name, feature in features.items()}
+    return ", ".join(
+        f"{name} ({'ClassLabel' if isinstance(features[name], ClassLabel) else kind})" for name, kind in kinds.items()
+    )

@@ -1,0 +1,161 @@
+"""Data sets that need no Hub: built on the user's machine from packages, cached where Hugging Face caches.
+
+``home_intents``: sentences that people say to a voice assistant at home, from the templates of Home Assistant's own
+(packages ``home-assistant-intents`` and ``hassil``), the slots filled from the word lists beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from fewshot_nlp.data.sentences import WORD_LISTS, SentenceSampler, Words
+
+MIN_SENTENCES = 20
+MAX_SENTENCES = 200
+#: Part of the cache key: raise it when the code below would build something else.
+BUILD = 1
+
+#: First match wins: intents of one subject stay together, so that no test intent has a sibling in training.
+SUBJECTS = {
+    "Timer": "test",
+    "Vacuum": "test",
+    "LawnMower": "test",
+    "Weather": "test",
+    "Climate": "validation",
+    "Fan": "validation",
+    "Light": "validation",
+    "Broadcast": "validation",
+    "CurrentDate": "validation",
+    "CurrentTime": "validation",
+}
+
+
+def home_intents(language: str = "en", cache_dir: str | Path | None = None) -> DatasetDict:
+    """Sentences to a voice assistant at home, labelled with what is wanted.
+
+    Every intent with at least 20 distinct sentences, at most 200 of each, no sentence twice (ignoring case). The
+    splits are class-disjoint, and intents of one subject (timers, lists, ...) are in one split. Columns: ``text``,
+    ``label`` (a ``ClassLabel`` of intent ids, the same in all splits), ``label_name`` (such as "pause a timer") and
+    ``label_description`` (one sentence), the last two in English.
+
+    Args:
+        language: a language of ``home_assistant_intents``. Rooms and devices are named in English where this package
+            has no word list for the language; numbers, colours and states are the language's own.
+        cache_dir: where to keep the built set; Hugging Face's data set cache if not given.
+
+    Raises:
+        ImportError: a package of the ``offline`` extra is missing.
+        ValueError: the language is unknown, or has too few intents for three splits.
+    """
+    versions = {name: _version(name) for name in ("home-assistant-intents", "hassil")}
+    root = Path(datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir) / "fewshot_nlp"
+    words = sorted((path.name, path.read_text(encoding="utf-8")) for path in WORD_LISTS.glob("*.json"))
+    key = hashlib.sha256(json.dumps([BUILD, language, versions, words, SUBJECTS]).encode()).hexdigest()[:12]
+    folder = root / f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
+    if not folder.is_dir():
+        _write(build_home_intents(language), folder)
+    return DatasetDict(
+        {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in ("train", "validation", "test")}
+    )
+
+
+def build_home_intents(language: str) -> DatasetDict:
+    """As ``home_intents``, in memory."""
+    import home_assistant_intents
+    from hassil.intents import Intents
+
+    grammar = home_assistant_intents.get_intents(language)
+    if grammar is None:
+        known = ", ".join(sorted(home_assistant_intents.get_languages()))
+        raise ValueError(f"language={language!r} is not in home_assistant_intents. Use one of: {known}.")
+    sampler = SentenceSampler(Intents.from_dict(grammar), Words.load(language))
+    # Some more than are kept, as those that two intents share are dropped.
+    drawn = {intent: sampler.sample(intent, MAX_SENTENCES + 50) for intent in sorted(sampler.intents.intents)}
+    owners = Counter(text.casefold() for texts in drawn.values() for text in texts)
+    kept = {
+        intent: [text for text in texts if owners[text.casefold()] == 1][:MAX_SENTENCES]
+        for intent, texts in drawn.items()
+    }
+    kept = {intent: texts for intent, texts in kept.items() if len(texts) >= MIN_SENTENCES}
+    splits = {split: [i for i in kept if _split_of(i) == split] for split in ("train", "validation", "test")}
+    for split, intents in splits.items():
+        if len(intents) < 2:
+            raise ValueError(
+                f"language={language!r} has {len(intents)} {split} intents with at least {MIN_SENTENCES} sentences; "
+                f"2 are needed. Use a language with more sentences, such as 'en', 'de' or 'fr'."
+            )
+    described = json.loads((WORD_LISTS / "intents.json").read_text(encoding="utf-8"))
+    return DatasetDict({split: _to_dataset(intents, kept, described) for split, intents in splits.items()})
+
+
+def describe_intent(intent: str) -> tuple[str, str]:
+    """A readable name and a description made from an intent id, for intents newer than the word lists."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", intent.removeprefix("Hass")).lower()
+    return words, f"Asks the assistant for: {words}."
+
+
+def _split_of(intent: str) -> str:
+    return next((split for subject, split in SUBJECTS.items() if subject in intent), "train")
+
+
+def _to_dataset(intents: list[str], kept: dict[str, list[str]], described: dict[str, list[str]]) -> Dataset:
+    features = Features(
+        {
+            "text": Value("string"),
+            "label": ClassLabel(names=list(kept)),
+            "label_name": Value("string"),
+            "label_description": Value("string"),
+        }
+    )
+    columns: dict[str, list[Any]] = {name: [] for name in features}
+    for intent in intents:
+        name, description = described.get(intent) or describe_intent(intent)
+        for text in kept[intent]:
+            for column, value in zip(columns.values(), (text, intent, name, description), strict=True):
+                column.append(value)
+    columns["label"] = features["label"].str2int(columns["label"])
+    return Dataset.from_dict(columns, features=features)
+
+
+def _write(splits: DatasetDict, folder: Path) -> None:
+    """Write all splits beside ``folder`` and move them there at once: a reader never sees half a set."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {folder.parent} ({error}). Set HF_HOME or cache_dir to another folder."
+        ) from error
+    try:
+        for split, dataset in splits.items():
+            with pa.ipc.new_stream(scratch / f"{split}.arrow", dataset.features.arrow_schema) as writer:
+                writer.write_table(dataset.data.table)
+        try:
+            scratch.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # Otherwise another process has built the same set first.
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(
+            f'home_intents needs the package {package}. Run: pip install "fewshot_nlp[offline]"'
+        ) from error

@@ -1,0 +1,159 @@
+"""From texts to tensors, and from episode specs to episodes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fewshot_nlp.config import at_least
+from fewshot_nlp.data.pool import Pool
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
+
+
+class TextEncoder:
+    """Tokenizes texts and pads them to the longest of the batch.
+
+    Only ``input_ids`` and ``attention_mask`` are returned. ``token_type_ids`` are all zero for single texts, which is
+    what backbones assume without them, and PEFT prompts lengthen the other inputs but not these.
+
+    Args:
+        tokenizer: a transformers tokenizer with a padding token.
+        max_length: longest text in tokens, special tokens included; longer ones are cut.
+
+    Raises:
+        ValueError: no padding token, or a ``max_length`` that the tokenizer cannot keep.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int = 64) -> None:
+        at_least("max_length", max_length, 1)
+        if tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no padding token. Set tokenizer.pad_token = tokenizer.eos_token.")
+        special = tokenizer.num_special_tokens_to_add()
+        if not special < max_length <= tokenizer.model_max_length:
+            raise ValueError(
+                f"max_length={max_length} is out of range. The tokenizer adds {special} special tokens and takes at "
+                f"most {tokenizer.model_max_length}: use a value from {special + 1} to {tokenizer.model_max_length}."
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask``, both int64 ``[len(texts), longest]``."""
+        return self.pad(self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut but not padded."""
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts={texts!r} must be a list of one or more texts.")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"texts[{i}]={text!r} is empty or no text. Remove it.")
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return encoded["input_ids"]
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Stack token ids, padding on the tokenizer's side."""
+        longest = max(map(len, token_ids))
+        input_ids = torch.full((len(token_ids), longest), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for i, ids in enumerate(token_ids):
+            place = slice(longest - len(ids), None) if self.tokenizer.padding_side == "left" else slice(len(ids))
+            input_ids[i, place] = torch.tensor(ids)
+            attention_mask[i, place] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class HasPools(Protocol):
+    """A sampler or a mixture."""
+
+    @property
+    def pools(self) -> Mapping[str, Pool]: ...
+
+
+class EpisodeReader:
+    """Reads the texts of a spec and encodes them.
+
+    Token ids are kept by row, as episodes come back to the same rows again and again.
+
+    Args:
+        pools: a pool, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
+        encoder: how texts become tensors.
+        cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
+    """
+
+    def __init__(
+        self, pools: Pool | HasPools | Mapping[str, Pool], encoder: TextEncoder, cache_size: int = 100_000
+    ) -> None:
+        at_least("cache_size", cache_size, 0)
+        self.encoder = encoder
+        self.cache_size = cache_size
+        self._pools = pools_by_address(pools)
+        self._token_ids: OrderedDict[tuple[str, str, int], list[int]] = OrderedDict()
+
+    def __call__(self, spec: EpisodeSpec) -> Episode:
+        """The episode at ``spec``: examples class by class, queries out of scope last.
+
+        Raises:
+            ValueError: the spec is of another pool.
+        """
+        pool = self._pools.get((spec.pool, spec.split))
+        if pool is None:
+            known = ", ".join("/".join(address) for address in self._pools)
+            raise ValueError(f"The episode {spec.address} is of none of the reader's pools: {known}.")
+        support = [row for rows in spec.support for row in rows]
+        query = [row for rows in spec.query for row in rows] + list(spec.out_of_scope)
+        support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
+        query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
+        query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
+        return Episode(
+            spec, self._batch(pool, support, support_labels, spec), self._batch(pool, query, query_labels, spec)
+        )
+
+    def _batch(self, pool: Pool, rows: list[int], labels: list[int], spec: EpisodeSpec) -> Batch:
+        keys = [(pool.name, pool.split, row) for row in rows]
+        missing = list(dict.fromkeys(key for key in keys if key not in self._token_ids))
+        fresh: dict[tuple[str, str, int], list[int]] = {}
+        if missing:
+            if not 0 <= min(row for *_, row in missing) <= max(row for *_, row in missing) < pool.dataset.num_rows:
+                raise ValueError(f"The episode {spec.address} has rows beyond the {pool.dataset.num_rows} of its pool.")
+            token_ids = self.encoder.tokenize(pool.texts([row for *_, row in missing]))
+            fresh = dict(zip(missing, token_ids, strict=True))
+        inputs = self.encoder.pad([fresh[key] if key in fresh else self._token_ids[key] for key in keys])
+        self._remember(keys, fresh)
+        return Batch(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
+
+    def _remember(self, keys: list[tuple[str, str, int]], fresh: dict[tuple[str, str, int], list[int]]) -> None:
+        self._token_ids.update(fresh)
+        for key in keys:
+            self._token_ids.move_to_end(key)
+        while len(self._token_ids) > self.cache_size:
+            self._token_ids.popitem(last=False)
+
+
+def pools_by_address(pools: Pool | HasPools | Mapping[str, Pool]) -> dict[tuple[str, str], Pool]:
+    """Pools by (name, split), whichever way they are given.
+
+    Raises:
+        ValueError: two different pools have one address.
+    """
+    given = (
+        [pools] if isinstance(pools, Pool) else list((pools if isinstance(pools, Mapping) else pools.pools).values())
+    )
+    found: dict[tuple[str, str], Pool] = {}
+    for pool in given:
+        other = found.setdefault((pool.name, pool.split), pool)
+        if other is not pool and other.fingerprint != pool.fingerprint:
+            raise ValueError(
+                f"Two different pools are called {pool.name}/{pool.split}. Name them apart: load_pools(..., name=...)."
+            )
+    return found

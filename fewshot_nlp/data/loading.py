@@ -1,0 +1,72 @@
+"""Opening a data set, whatever it is: a Hub id, a file, a folder, or one already in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+
+from fewshot_nlp.data.embedded import home_intents
+
+EMBEDDED = {"home_intents": home_intents}
+_BUILDERS = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
+    ".arrow": "arrow",
+}  # fmt: skip
+
+
+def open_dataset(
+    dataset: str | Path | Dataset | DatasetDict, config_name: str | None = None, revision: str | None = None
+) -> tuple[DatasetDict, str]:
+    """The splits of a data set, and a name for it.
+
+    A file or folder of the name wins over an embedded set, and that over the Hub. For ``home_intents`` the
+    ``config_name`` is the language.
+
+    Raises:
+        FileNotFoundError: a path to nothing.
+        ValueError: a file of an unknown kind, or a set that is on no Hub that can be reached.
+        TypeError: neither a name nor a data set.
+    """
+    if isinstance(dataset, DatasetDict):
+        return dataset, "dataset"
+    if isinstance(dataset, Dataset):
+        return DatasetDict({"train": dataset}), "dataset"
+    if not isinstance(dataset, (str, Path)):
+        raise TypeError(f"dataset must be a name, a path, a Dataset or a DatasetDict, not {type(dataset).__name__}.")
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        return _open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name
+    if path.is_dir():
+        return _open_folder(path, config_name), path.resolve().name
+    name = str(dataset)
+    if name in EMBEDDED:
+        return EMBEDDED[name](config_name or "en"), name
+    if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"dataset={name!r} does not exist. Name a file, a folder, or a data set of the Hub.")
+    try:
+        return _as_dict(load_dataset(name, config_name, revision=revision)), name
+    except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
+        raise ValueError(
+            f"dataset={name!r} is no file or folder, no embedded set ({', '.join(EMBEDDED)}), and the Hub has no such "
+            f"data set or cannot be reached: {error}"
+        ) from error
+
+
+def _open_file(path: Path) -> DatasetDict:
+    builder = _BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise ValueError(f"dataset={str(path)!r} is of an unknown kind. Use one of: {', '.join(_BUILDERS)}.")
+    options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+    return _as_dict(load_dataset(builder, data_files=str(path), **options))
+
+
+def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _as_dict(load_from_disk(str(path)))
+    return _as_dict(load_dataset(str(path), config_name))
+
+
+def _as_dict(dataset: Dataset | DatasetDict) -> DatasetDict:
+    return DatasetDict({"train": dataset}) if isinstance(dataset, Dataset) else dataset

@@ -1,0 +1,212 @@
+"""From any data set to pools: texts by class, in class-disjoint splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from fewshot_nlp.config import EpisodeConfig, choice
+from fewshot_nlp.data.columns import checked_texts, class_names, find_columns
+from fewshot_nlp.data.loading import open_dataset
+from fewshot_nlp.data.splits import (
+    DEFAULT_FRACTIONS,
+    check_splits,
+    own_splits,
+    random_splits,
+    read_split_file,
+)
+
+DUPLICATES = ("error", "drop", "keep")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The examples of one split, by class. Texts stay in the data set's file until they are asked for.
+
+    Attributes:
+        name: name of the data set.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        rows_by_class: rows of ``dataset`` of each class, ascending; classes in alphabetical order.
+        dataset: all rows of the data set, also those of other splits.
+        text_column_name: column of ``dataset`` that holds the texts.
+        readable_names: what to call a class, where its own name is an id.
+        descriptions: one sentence about a class, where the data set has it.
+        num_dropped: rows left out because another split holds the same text.
+    """
+
+    name: str
+    split: str
+    rows_by_class: Mapping[str, tuple[int, ...]]
+    dataset: Dataset = field(repr=False)
+    text_column_name: str = "text"
+    readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    num_dropped: int = 0
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes."""
+        return list(self.rows_by_class)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows_by_class.values()))
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """The texts of ``rows``, in their order."""
+        return list(self.dataset[list(rows)][self.text_column_name]) if rows else []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the classes, their rows and texts: the same for the same data in any process, on any machine."""
+        digest = hashlib.sha256()
+        for name, rows in self.rows_by_class.items():
+            digest.update(json.dumps([name, rows, self.texts(rows)]).encode())
+        return digest.hexdigest()
+
+
+def load_pools(
+    dataset: str | Path | Dataset | DatasetDict,
+    *,
+    name: str | None = None,
+    dataset_config_name: str | None = None,
+    revision: str | None = None,
+    text_column_name: str | None = None,
+    label_column_name: str | None = None,
+    splits: Mapping[str, Sequence[str]] | None = None,
+    split_file: str | Path | None = None,
+    split_seed: int = 0,
+    split_fractions: Sequence[float] = DEFAULT_FRACTIONS,
+    min_examples: int = 1,
+    duplicates: str = "error",
+) -> dict[str, Pool]:
+    """Pools of a data set by split, no class in two of them.
+
+    The splits are, in this order: ``splits`` or ``split_file``; the data set's own, where they are named train,
+    validation and test and share no class; else all rows together are split by class at random. Most data sets have
+    the same classes in train and test, so theirs are put together and split anew.
+
+    Args:
+        dataset: ``"home_intents"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a folder of such or one
+            written by ``save_to_disk``, a ``Dataset`` or a ``DatasetDict``.
+        name: name of the pools; by default that of the data set.
+        dataset_config_name: configuration of a Hub data set; the language of ``home_intents``.
+        revision: branch, tag or commit of a Hub data set.
+        text_column_name, label_column_name: columns, found by type and name if not given.
+        splits: lists of class names under ``train``, ``validation``, ``test``; classes in none are left out.
+        split_file: JSON file of the same.
+        split_seed: seed of the random splits, which depend on it and the class names alone.
+        split_fractions: shares of classes in train, validation and test; 0 leaves a split out.
+        min_examples: leave out classes with fewer examples.
+        duplicates: what to do with a text that is in two splits. ``"error"``; ``"drop"`` it from the earlier split,
+            so that the test split stays what it is; ``"keep"``. Repeats inside a class are always kept.
+
+    Raises:
+        ValueError, FileNotFoundError, TypeError, ImportError: bad input, named with the remedy.
+    """
+    choice("duplicates", duplicates, DUPLICATES)
+    if splits is not None and split_file is not None:
+        raise ValueError("Both splits and split_file are given. Give one.")
+    parts, found_name = open_dataset(dataset, dataset_config_name, revision)
+    if sum(part.num_rows for part in parts.values()) == 0:
+        raise ValueError(f"The data set {found_name!r} has no rows.")
+
+    first = next(iter(parts.values()))
+    text_column, label_column = find_columns(first.features, text_column_name, label_column_name)
+    labels: list[str] = []
+    classes_by_part: dict[str, set[str]] = {}
+    for part_name, part in parts.items():
+        find_columns(part.features, text_column, label_column)
+        part_labels = class_names(part, label_column, len(labels))
+        classes_by_part[part_name] = set(part_labels)
+        labels += part_labels
+    rows_by_class: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_by_class.setdefault(label, []).append(row)
+
+    if split_file is not None:
+        splits = read_split_file(split_file)
+    if splits is not None:
+        chosen = check_splits(splits, rows_by_class)
+    else:
+        chosen = own_splits(classes_by_part) or random_splits(rows_by_class, split_seed, split_fractions)
+    split_rows = {
+        split: {c: rows_by_class[c] for c in classes if len(rows_by_class[c]) >= min_examples}
+        for split, classes in chosen.items()
+    }
+    for split, rows in split_rows.items():
+        if not rows:
+            raise ValueError(f"No class of the {split} split has min_examples={min_examples} examples. Lower it.")
+
+    texts = concatenate_datasets([part.select_columns([text_column]) for part in parts.values()])
+    dropped = _shared_rows(checked_texts(texts, text_column), split_rows, duplicates)
+    readable = _by_class(parts, label_column, "label_name", labels)
+    described = _by_class(parts, label_column, "label_description", labels)
+    return {
+        split: Pool(
+            name=name or found_name,
+            split=split,
+            rows_by_class={c: tuple(r for r in rows if r not in dropped[split]) for c, rows in by_class.items()},
+            dataset=texts,
+            text_column_name=text_column,
+            readable_names={c: readable[c] for c in by_class if c in readable},
+            descriptions={c: described[c] for c in by_class if c in described},
+            num_dropped=len(dropped[split]),
+        )
+        for split, by_class in split_rows.items()
+    }
+
+
+def load_pools_from_config(config: EpisodeConfig, **options) -> dict[str, Pool]:
+    """``load_pools`` with the settings of ``config``; ``options`` are further arguments of it."""
+    return load_pools(
+        config.dataset_name,
+        dataset_config_name=config.dataset_config_name,
+        text_column_name=config.text_column_name,
+        label_column_name=config.label_column_name,
+        split_file=config.split_file,
+        split_seed=config.split_seed,
+        **options,
+    )
+
+
+def _shared_rows(
+    texts: list[str], split_rows: Mapping[str, Mapping[str, list[int]]], duplicates: str
+) -> dict[str, set[int]]:
+    """Rows of each split whose text a later split holds too, if they are to be dropped."""
+    shared: dict[str, set[int]] = {split: set() for split in split_rows}
+    if duplicates == "keep":
+        return shared
+    later: dict[str, tuple[str, int]] = {}
+    for split in reversed(list(split_rows)):
+        rows = [row for rows in split_rows[split].values() for row in rows]
+        for row in rows:
+            if texts[row] in later:
+                shared[split].add(row)
+        if shared[split] and duplicates == "error":
+            row = min(shared[split])
+            other, other_row = later[texts[row]]
+            raise ValueError(
+                f"{len(shared[split])} texts of the {split} split are in a later split too, such as {texts[row]!r} "
+                f"(row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave them out of "
+                f"{split}, or duplicates='keep'."
+            )
+        later.update((texts[row], (split, row)) for row in rows)
+    return shared
+
+
+def _by_class(parts: Mapping[str, Dataset], label_column: str, column: str, labels: list[str]) -> dict[str, str]:
+    """The first value of ``column`` for each class, where every part has it."""
+    if label_column == column or not all(column in part.features for part in parts.values()):
+        return {}
+    values: dict[str, str] = {}
+    rows = iter(labels)
+    for part in parts.values():
+        for value in class_names(part, column):
+            values.setdefault(next(rows), value)
+    return values

@@ -1,0 +1,104 @@
+"""Class-disjoint train, validation and test splits: which class belongs to which."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+#: Names that data sets give to their splits.
+_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
+
+DEFAULT_FRACTIONS = (0.5, 0.25, 0.25)
+
+
+def random_splits(
+    classes: Collection[str], seed: int = 0, fractions: Sequence[float] = DEFAULT_FRACTIONS
+) -> dict[str, list[str]]:
+    """Deal ``classes`` to train, validation and test. Depends on the class names and the seed alone.
+
+    A split of fraction 0 is left out.
+
+    Raises:
+        ValueError: the fractions are not three that add up to 1, or a split would have no class.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"split_fractions={tuple(fractions)} must be three fractions that add up to 1.")
+    # Ordered by hash rather than shuffled, so that one class more or less moves few of the others.
+    ordered = sorted(classes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    ends = [round(sum(fractions[: i + 1]) * len(ordered)) for i in range(3)]
+    splits: dict[str, list[str]] = {}
+    for split, fraction, start, end in zip(SPLITS, fractions, [0, *ends], ends, strict=False):
+        if fraction and start == end:
+            raise ValueError(
+                f"The {split} split would have no class: {fraction:g} of {len(ordered)} classes. "
+                f"Use data with more classes, or other split_fractions."
+            )
+        if fraction:
+            splits[split] = sorted(ordered[start:end])
+    return splits
+
+
+def read_split_file(path: str | Path) -> dict[str, list[str]]:
+    """The lists of class names in a JSON file such as ``{"train": [...], "validation": [...], "test": [...]}``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"split_file={str(path)!r} does not exist. Name a JSON file with lists of class names.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"split_file={str(path)!r} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"split_file={str(path)!r} must hold an object with the lists {', '.join(SPLITS)}.")
+    return content
+
+
+def check_splits(splits: Mapping[str, Sequence[str]], classes: Collection[str]) -> dict[str, list[str]]:
+    """``splits`` as sorted lists, once they are known to be class-disjoint lists of known classes.
+
+    Raises:
+        ValueError: a split or class is unknown, a split is empty, or a class is listed twice.
+    """
+    known = set(classes)
+    owner: dict[str, str] = {}
+    for split, names in splits.items():
+        if split not in SPLITS:
+            raise ValueError(f"The splits have an unknown name {split!r}. Use: {', '.join(SPLITS)}.")
+        if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+            raise ValueError(f"The {split} split must be a list of class names, not {names!r}.")
+        for name in map(str, names):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"The {split} split lists {name!r}, which is none of the {len(known)} classes of the data.{hint}"
+                )
+            if name in owner:
+                raise ValueError(
+                    f"The class {name!r} is listed in {owner[name]} and in {split}. Each class may be listed once."
+                )
+            owner[name] = split
+    if not owner:
+        raise ValueError(f"The splits are empty. List class names under {', '.join(SPLITS)}.")
+    return {split: sorted(map(str, splits[split])) for split in SPLITS if split in splits}
+
+
+def own_splits(classes_by_split: Mapping[str, Collection[str]]) -> dict[str, list[str]] | None:
+    """A data set's own splits, where they are two or more and share no class; otherwise None."""
+    named: dict[str, set[str]] = {}
+    for split, classes in classes_by_split.items():
+        named.setdefault(_ALIASES.get(split, split), set()).update(classes)
+    total = sum(len(classes) for classes in named.values())
+    disjoint = len(set().union(*named.values())) == total
+    if len(named) < 2 or not disjoint or not set(named) <= set(SPLITS):
+        return None
+    return {split: sorted(named[split]) for split in SPLITS if split in named}

@@ -1,0 +1,243 @@
+"""Run a learner over a list of episodes, on one process or a share of it on each of several, and compare learners."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
+from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
+
+#: Answer to a query whose logits hold a NaN: right for no reference.
+NO_ANSWER = -2
+
+
+@dataclass
+class EvaluationResult:
+    """What a learner answered, episode by episode, in the order of ``specs``. All lists have one entry an episode.
+
+    Attributes:
+        specs: the episodes.
+        predictions: answered episode labels, one a query; ``NO_ANSWER`` where the logits held a NaN.
+        references: true episode labels, one a query; ``OUT_OF_SCOPE`` for classes outside the episode.
+        accuracies: accuracy in [0, 1] over the in-scope queries.
+        losses: mean cross-entropy of the in-scope queries, in nats.
+        adapt_seconds: wall-clock seconds of ``learner.adapt`` in all.
+        predict_seconds: wall-clock seconds of ``learner.predict`` in all.
+        metrics: each metric by name, over all queries of all episodes, with class names (not episode labels) as labels.
+    """
+
+    specs: list[EpisodeSpec]
+    predictions: list[list[int]]
+    references: list[list[int]]
+    accuracies: list[float]
+    losses: list[float]
+    adapt_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @property
+    def interval(self) -> Interval:
+        """Mean accuracy over episodes with its 95 % interval."""
+        return mean_interval(self.accuracies)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over episodes."""
+        return self.interval.mean
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over episodes; NaN or infinite if that of any episode is."""
+        return float(np.mean(self.losses))
+
+
+def evaluate(
+    learner: Learner,
+    params: Params,
+    specs: Sequence[EpisodeSpec],
+    reader: Callable[[EpisodeSpec], Episode],
+    *,
+    metrics: Sequence[str] = ("accuracy", "f1"),
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> EvaluationResult:
+    """Adapt to each episode of ``specs`` and answer its queries.
+
+    Args:
+        learner, params: the method and its meta-parameters, on ``device``.
+        specs: the episodes, such as ``[sampler[i] for i in range(600)]``.
+        reader: turns a spec into an encoded episode.
+        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries.
+        device: where the episodes go; by default where ``params`` are.
+        progress: show a progress bar.
+        shard: ``(rank, world size)``: this call takes episodes ``rank, rank + world size, ...``; ``merge`` puts the
+            results of all ranks back together.
+
+    Raises:
+        ValueError: no episodes, an impossible shard, an unknown metric, logits of a wrong shape, or an episode
+            without in-scope queries.
+    """
+    rank, world_size = shard
+    if not 0 <= rank < world_size:
+        raise ValueError(f"shard={shard} must be (rank, world size) with a rank from 0 to world size - 1.")
+    if not specs:
+        raise ValueError("specs is empty. Evaluate 1 episode or more.")
+    for name in metrics:
+        load_metric(name)
+    if device is None:
+        device = next((tensor.device for tensor in params.values()), None)
+
+    result = EvaluationResult([], [], [], [], [])
+    for spec in tqdm(specs[rank::world_size], desc="evaluate", unit="episode", disable=not progress):
+        episode = reader(spec) if device is None else reader(spec).to(device)
+        start = _now(episode)
+        state = learner.adapt(params, episode.support)
+        adapted = _now(episode)
+        with torch.no_grad():
+            logits = learner.predict(params, state, episode.query)
+        result.predict_seconds += _now(episode) - adapted
+        result.adapt_seconds += adapted - start
+        _record(result, spec, episode.query, logits)
+    result.metrics = _pooled_metrics(result, metrics)
+    return result
+
+
+def merge(parts: Sequence[EvaluationResult]) -> EvaluationResult:
+    """The result of one process, from ``parts[r]`` evaluated with ``shard=(r, len(parts))``.
+
+    Seconds add up: they are the time of one process doing all the work.
+
+    Raises:
+        ValueError: the parts cannot be the shards of one list of episodes.
+    """
+    sizes = [len(part) for part in parts]
+    total, world_size = sum(sizes), len(parts)
+    if not parts or sizes != [len(range(rank, total, world_size)) for rank in range(world_size)]:
+        raise ValueError(f"Parts of {sizes} episodes are not the shards of one list. Give every rank's, in rank order.")
+
+    def interleave(name: str) -> list:
+        columns = [getattr(part, name) for part in parts]
+        return [columns[i % world_size][i // world_size] for i in range(total)]
+
+    result = EvaluationResult(
+        **{name: interleave(name) for name in ("specs", "predictions", "references", "accuracies", "losses")},
+        adapt_seconds=sum(part.adapt_seconds for part in parts),
+        predict_seconds=sum(part.predict_seconds for part in parts),
+    )
+    result.metrics = _pooled_metrics(result, list(parts[0].metrics))
+    return result
+
+
+def compare(
+    result: EvaluationResult, baselines: Mapping[str, EvaluationResult], *, reference: str = "prototypes"
+) -> dict[str, Any]:
+    """``result`` beside ``baselines`` on the same episodes: one entry of ``results.json``'s ``"test"``.
+
+    A slow baseline may have answered only the first m episodes; its paired gain is then over those m.
+
+    Returns:
+        ``{"accuracy", "ci95", "episodes", "loss", "metrics", "adapt_seconds", "predict_seconds",
+        "baselines": {name: the same}, "paired_gain": {"mean", "ci95", "episodes"},
+        "paired_gains": {name: the same}}``: accuracies as fractions, ``ci95`` the half-width of a 95 % interval
+        (``None`` for one episode), gains as result minus baseline, ``paired_gain`` over
+        ``reference``, seconds an episode.
+
+    Raises:
+        ValueError: no result, no baseline called ``reference``, or a baseline that answered other episodes.
+    """
+    if reference not in baselines:
+        raise ValueError(f"reference={reference!r} is not among the baselines {list(baselines)}. Evaluate it too.")
+    gains = {}
+    for name, baseline in baselines.items():
+        shared = min(len(result), len(baseline))
+        for ours, theirs in zip(result.specs, baseline.specs, strict=False):
+            if ours != theirs:
+                raise ValueError(
+                    f"Baseline {name!r} answered {theirs.address} where the learner answered {ours.address}, or "
+                    f"other rows of it. Evaluate both on one list of episodes."
+                )
+        gain = paired_interval(result.accuracies[:shared], baseline.accuracies[:shared])
+        gains[name] = {"mean": gain.mean, "ci95": gain.ci95, "episodes": gain.n}
+    return {
+        **_summary(result),
+        "baselines": {name: _summary(baseline) for name, baseline in baselines.items()},
+        "paired_gain": gains[reference],
+        "paired_gains": gains,
+    }
+
+
+def _summary(result: EvaluationResult) -> dict[str, Any]:
+    interval = result.interval
+    return {
+        "accuracy": interval.mean,
+        "ci95": interval.ci95,
+        "episodes": interval.n,
+        # JSON has no NaN or infinity.
+        "loss": result.loss if math.isfinite(result.loss) else None,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in result.metrics.items()},
+        "adapt_seconds": result.adapt_seconds / interval.n,
+        "predict_seconds": result.predict_seconds / interval.n,
+    }
+
+
+def _record(result: EvaluationResult, spec: EpisodeSpec, query: Batch, logits: Tensor) -> None:
+    """Append one episode's answers to ``result``."""
+    if logits.shape != (len(query), query.n_way):
+        raise ValueError(
+            f"Episode {spec.address}: predict gave logits of shape {tuple(logits.shape)}, not "
+            f"{(len(query), query.n_way)}. Return one row a query and one column a class."
+        )
+    labels = query.labels
+    if not (labels != OUT_OF_SCOPE).any():
+        raise ValueError(f"Episode {spec.address} has no query of its own classes. Use n_query of at least 1.")
+    logits = logits.float()
+    # argmax takes a NaN for the largest: a learner that diverged must not be credited with a guess.
+    answers = logits.argmax(-1).masked_fill(logits.isnan().any(-1), NO_ANSWER).cpu()
+    result.specs.append(spec)
+    result.predictions.append(answers.tolist())
+    result.references.append(labels.tolist())
+    result.accuracies.append(Accuracy.score(answers.numpy(), labels.cpu().numpy()))
+    result.losses.append(float(F.cross_entropy(logits, labels, ignore_index=OUT_OF_SCOPE)))
+
+
+def _pooled_metrics(result: EvaluationResult, names: Sequence[str]) -> dict[str, float]:
+    """Metrics over all queries. Episode label 0 is another class in each episode, so labels become class numbers."""
+    if not result.specs or not names:
+        return dict.fromkeys(names, float("nan"))
+    classes = sorted({(spec.pool, name) for spec in result.specs for name in spec.classes})
+    number = {key: i for i, key in enumerate(classes)}
+
+    def pooled(labels_by_episode: list[list[int]]) -> list[int]:
+        numbers = []
+        for spec, labels in zip(result.specs, labels_by_episode, strict=True):
+            own = [number[spec.pool, name] for name in spec.classes]
+            numbers += [own[label] if label >= 0 else label for label in labels]
+        return numbers
+
+    predictions, references = pooled(result.predictions), pooled(result.references)
+    scores: dict[str, float] = {}
+    for name in names:
+        scores |= load_metric(name).compute(predictions=predictions, references=references)
+    return scores
+
+
+def _now(episode: Episode) -> float:
+    """Seconds on the wall clock, once an accelerator has done what it was asked."""
+    if episode.query.labels.is_cuda:
+        torch.cuda.synchronize(episode.query.labels.device)
+    return time.perf_counter()

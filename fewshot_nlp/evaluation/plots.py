@@ -1,0 +1,101 @@
+"""The picture a run leaves behind. Figures are objects of their own: no pyplot, no window, no global state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+#: ``(step, value)`` pairs.
+Curve = Sequence[tuple[int, float]]
+
+# Okabe & Ito (2008): told apart by colour-blind readers. A line and its baseline share a colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+#: A curve of more points than this is drawn pale, with its running mean on top.
+NOISY = 30
+
+
+def learning_curve(
+    path: str | Path,
+    accuracy: Mapping[str, Curve],
+    *,
+    baselines: Mapping[str, float] | None = None,
+    loss: Mapping[str, Curve] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Draw accuracy, and below it loss, against training steps as a PNG at ``path``.
+
+    Args:
+        path: the file to write; its folder is made if need be.
+        accuracy: curves by name, such as ``{"train": [(10, 0.81), ...], "validation": [...]}``, in [0, 1].
+        baselines: accuracies in [0, 1] by name, drawn as labelled horizontal lines; a curve whose
+            name is part of a baseline's (``"validation"`` in ``"untrained, validation"``) lends it its colour.
+        loss: curves as for ``accuracy``, in nats; no second panel if not given.
+        title: heading of the figure.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: no curve has a point.
+    """
+    accuracy = {name: curve for name, curve in accuracy.items() if len(curve)}
+    loss = {name: curve for name, curve in (loss or {}).items() if len(curve)}
+    if not accuracy:
+        raise ValueError(f"No accuracy to draw in {path}. Log or evaluate at least once (logging_steps, eval_steps).")
+    names = list(dict.fromkeys([*accuracy, *loss]))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+    figure = Figure(figsize=(7.2, 6.4 if loss else 4.0), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2 if loss else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw(panels[0], {name: [(x, 100 * y) for x, y in curve] for name, curve in accuracy.items()}, colours)
+    for i, (name, value) in enumerate((baselines or {}).items()):
+        # A whole word: "untrained" is no baseline of "train".
+        colour = next((colours[curve] for curve in accuracy if re.search(rf"\b{re.escape(curve)}\b", name)), "#444444")
+        label, style = f"{name}: {100 * value:.1f} %", ("--", ":", "-.")[i % 3]
+        panels[0].axhline(100 * value, color=colour, linestyle=style, linewidth=1.4, label=label)
+    panels[0].set_ylabel("accuracy (% of queries)")
+    if loss:
+        _draw(panels[1], loss, colours)
+        panels[1].set_ylabel("cross-entropy (nats)")
+    for panel in panels:
+        panel.legend(frameon=False, fontsize=8.5, ncols=2)
+    panels[-1].set_xlabel("training step (meta-updates)")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The version of matplotlib would make two equal runs leave unequal files.
+    figure.savefig(path, format="png", metadata={"Software": None})
+    return path
+
+
+def _draw(panel: Axes, curves: Mapping[str, Curve], colours: Mapping[str, str]) -> None:
+    for name, curve in curves.items():
+        steps, values = np.asarray(sorted(curve), dtype=np.float64).T
+        if len(values) > NOISY:
+            panel.plot(steps, values, color=colours[name], linewidth=0.8, alpha=0.25)
+            panel.plot(steps, _running_mean(values), color=colours[name], linewidth=2.0, label=f"{name} (running mean)")
+        else:
+            panel.plot(steps, values, color=colours[name], linewidth=2.0, marker="o", markersize=4, label=name)
+    panel.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of a tenth of the curve, cut at both ends."""
+    half = max(1, len(values) // 20)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    positions = np.arange(len(values))
+    first, last = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
+    return (total[last] - total[first]) / (last - first)

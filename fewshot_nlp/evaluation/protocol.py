@@ -1,0 +1,58 @@
+"""What a result was measured on: enough to tell whether two numbers may stand side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewshot_nlp.data.pool import Pool
+
+
+def split_hash(label_names: Mapping[str, Sequence[str]]) -> str:
+    """Hash of which classes are in which split, ``{"train": [...], ...}``; the order of classes does not matter."""
+    form = json.dumps({split: sorted(names) for split, names in label_names.items()}, sort_keys=True)
+    return hashlib.sha256(form.encode()).hexdigest()[:16]
+
+
+def build_protocol(
+    pools: Mapping[str, Pool],
+    *,
+    n_way: int,
+    shots: Sequence[int],
+    n_query: int,
+    episodes: int,
+    seed: int,
+    transductive: bool,
+    uses_label_names: bool = False,
+    split: str = "test",
+) -> dict[str, Any]:
+    """The ``"protocol"`` entry of ``results.json``.
+
+    Args:
+        pools: the data set's splits by name; the results are on ``pools[split]``.
+        n_way, shots, n_query: classes an episode, support examples a class (one run each), queries a class.
+        episodes: episodes of each run.
+        seed: seed of the episodes' sampler.
+        transductive: whether the answer to one query may depend on the other queries beside it.
+        uses_label_names: whether the learner reads the names of the classes, and not only examples.
+        split: where the episodes come from.
+    """
+    pool = pools[split]
+    return {
+        "dataset": pool.name,
+        "split": split,
+        "split_hash": split_hash({name: each.label_names for name, each in pools.items()}),
+        "pool_fingerprint": pool.fingerprint,
+        "classes": list(pool.label_names),
+        "n_way": n_way,
+        "shots": list(shots),
+        "n_query": n_query,
+        "episodes": episodes,
+        "seed": seed,
+        "transductive": transductive,
+        "uses_label_names": uses_label_names,
+        "interval": "95 %, Student t over episodes",
+    }

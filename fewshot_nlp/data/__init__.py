@@ -2,15 +2,21 @@
 
 from fewshot_nlp.data.embedded import home_intents
 from fewshot_nlp.data.encode import EpisodeReader, TextEncoder
+from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episodes
+from fewshot_nlp.data.mixture import EpisodeMixture
 from fewshot_nlp.data.pool import Pool, load_pools, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler
 
 __all__ = [
+    "EpisodeMixture",
     "EpisodeReader",
     "EpisodeSampler",
     "Pool",
     "TextEncoder",
+    "episodes_hash",
     "home_intents",
+    "load_episodes",
     "load_pools",
     "load_pools_from_config",
+    "save_episodes",
 ]

@@ -140,15 +140,18 @@ class EpisodeReader:
             self._token_ids.popitem(last=False)
 
 
-def pools_by_address(pools: Pool | HasPools | Mapping[str, Pool]) -> dict[tuple[str, str], Pool]:
+def pools_by_address(pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool]) -> dict[tuple[str, str], Pool]:
     """Pools by (name, split), whichever way they are given.
 
     Raises:
         ValueError: two different pools have one address.
     """
-    given = (
-        [pools] if isinstance(pools, Pool) else list((pools if isinstance(pools, Mapping) else pools.pools).values())
-    )
+    if isinstance(pools, Pool):
+        given = [pools]
+    elif isinstance(pools, Sequence):
+        given = list(pools)
+    else:
+        given = list((pools if isinstance(pools, Mapping) else pools.pools).values())
     found: dict[tuple[str, str], Pool] = {}
     for pool in given:
         other = found.setdefault((pool.name, pool.split), pool)

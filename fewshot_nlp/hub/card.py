@@ -1,0 +1,274 @@
+"""The model card: metadata that the Hub reads, and a page that says what was measured and how to use it."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.hub.info import AdapterInfo
+
+CURVE_NAME = "learning_curve.png"
+#: Names longer than this, and lists longer than that, would bury the page; all of them are in fewshot_config.json.
+MAX_NAME_LENGTH, MAX_NAMES = 80, 60
+
+METHODS = {
+    "maml": "MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400)), exact second-order gradients",
+    "fomaml": "first-order MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))",
+    "anil": "ANIL ([Raghu et al. 2020](https://arxiv.org/abs/1909.09157))",
+    "reptile": "Reptile ([Nichol et al. 2018](https://arxiv.org/abs/1803.02999))",
+    "protonet": "prototypical networks ([Snell et al. 2017](https://arxiv.org/abs/1703.05175))",
+}
+ADAPTER_NAMES = {
+    "prompt_tuning": "soft prompt (prompt tuning)",
+    "p_tuning": "soft prompt (P-tuning)",
+    "prefix_tuning": "prefix (prefix tuning)",
+    "lora": "LoRA adapter",
+    "full": "encoder (all weights trained)",
+    "none": "few-shot head (backbone unchanged)",
+}
+
+
+def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None) -> ModelCard:
+    """The card of a meta-learned adapter.
+
+    Args:
+        config: the settings of the learner.
+        info: data sets, classes, results and command; what is not known is not mentioned.
+        repo_id: where the adapter is on the Hub, for the examples; a placeholder path without it.
+
+    Raises:
+        ValueError: where ``info.results`` does not have the form of ``results.json``.
+    """
+    test = _test_results(info)
+    data = _metadata(config, info, test)
+    source = repo_id or "path/to/this/folder"
+    sections = [
+        f"# {plain(_model_name(config))}",
+        _summary(config, info),
+        "## Results",
+        _results(info, test),
+        "## How to use",
+        _usage(config, source),
+        *_training(config, info),
+        "## Limits",
+        _limits(config, info, test),
+    ]
+    body = "\n\n".join(sections)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
+    """``text`` on one line, safe inside a Markdown table: control characters shown, markup escaped, long text cut."""
+    shown = "".join(
+        f"\\u{ord(char):04x}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char for char in text
+    )
+    if limit is not None and len(shown) > limit:
+        shown = shown[: limit - 1] + "…"
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(shown, quote=False))
+
+
+def hub_id(name: str) -> bool:
+    """Whether ``name`` can be a Hub id; a local path cannot, and does not belong on a public page."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).expanduser().exists()
+
+
+def _metadata(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -> ModelCardData:
+    base = config.model_name_or_path
+    tags = ["few-shot", "meta-learning", config.learner]
+    if config.adapter not in ("full", "none"):
+        tags += ["peft", config.adapter.replace("_", "-")]
+    known: dict[str, Any] = {}
+    if hub_id(base):
+        known = {"base_model": base, "base_model_relation": "finetune" if config.adapter == "full" else "adapter"}
+    evaluations = _evaluations(info, test)
+    return ModelCardData(
+        library_name="fewshot_nlp",
+        pipeline_tag="text-classification",
+        tags=tags,
+        datasets=[name for name in info.datasets if hub_id(name)] or None,
+        language=info.language or None,
+        license=info.license,
+        metrics=["accuracy"] if evaluations else None,
+        model_name=_model_name(config) if evaluations else None,
+        eval_results=evaluations or None,
+        **known,
+    )
+
+
+def _model_name(config: FewShotConfig) -> str:
+    backbone = re.sub(r"[^\w.-]+", "-", config.model_name_or_path.rstrip("/").split("/")[-1])
+    return f"{config.learner}-{config.adapter.replace('_', '-')}-{backbone}"
+
+
+def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]:
+    """One ``EvalResult`` a number of shots; none where the data set that was measured on is not known."""
+    protocol = (info.results or {}).get("protocol") or {}
+    dataset = protocol.get("dataset") or (info.datasets[0] if len(info.datasets) == 1 else None)
+    if not isinstance(dataset, str):
+        return []
+    way = f"{protocol['n_way']}-way " if "n_way" in protocol else ""
+    found = []
+    for shots, entry in test.items():
+        arguments = {key: entry[key] for key in ("episodes", "ci95") if entry.get(key) is not None}
+        found.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="few-shot text classification",
+                dataset_type=dataset if hub_id(dataset) else "local",
+                dataset_name=dataset if hub_id(dataset) else Path(dataset).name,
+                dataset_split=protocol.get("split", "test"),
+                metric_type="accuracy",
+                metric_name=f"accuracy, {way}{shots}",
+                metric_value=entry["accuracy"],
+                metric_args=arguments or None,
+            )
+        )
+    return found
+
+
+def _test_results(info: AdapterInfo) -> dict[str, Any]:
+    test = (info.results or {}).get("test") or {}
+    if not isinstance(test, dict):
+        raise ValueError(f"results['test'] must be an object by '<k>-shot', not {type(test).__name__}.")
+    for shots, entry in test.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("accuracy"), int | float):
+            raise ValueError(f"results['test'][{shots!r}] must be an object with a number 'accuracy', not {entry!r}.")
+    return test
+
+
+def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
+    text = (
+        f"A {ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {METHODS[config.learner]} so "
+        "that a handful of examples a class teach it a new text classification task."
+    )
+    if info.learning_curve is not None:
+        text += f"\n\n![Accuracy against training steps]({CURVE_NAME})"
+    return text
+
+
+def _backbone(config: FewShotConfig) -> str:
+    name = config.model_name_or_path
+    if hub_id(name):
+        return f"[{plain(name)}](https://huggingface.co/{name})"
+    return f"a backbone that is not on the Hub ({plain(Path(name).name)})"
+
+
+def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
+    if not test:
+        return "No results were recorded for this adapter."
+    baselines = list(dict.fromkeys(name for entry in test.values() for name in entry.get("baselines") or {}))
+    gains = any(entry.get("paired_gain") for entry in test.values())
+    header = ["", "this adapter", *(plain(name.replace("_", " ")) for name in baselines)]
+    header += ["gain over prototypes"] if gains else []
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for shots, entry in test.items():
+        row = [plain(shots), f"**{_percent(entry, 'accuracy')}**"]
+        row += [_percent((entry.get("baselines") or {}).get(name), "accuracy") for name in baselines]
+        row += [_percent(entry.get("paired_gain"), "mean", signed=True)] if gains else []
+        rows.append(row)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    note = "Accuracy in percent, mean over episodes with its 95 % interval, on classes that were not seen in training."
+    if gains:
+        note += " The gain is paired: on the same episodes, against the same backbone without training."
+    return f"{table}\n\n{note}{_protocol(info)}"
+
+
+def _protocol(info: AdapterInfo) -> str:
+    protocol = (info.results or {}).get("protocol")
+    if not isinstance(protocol, dict) or not protocol:
+        return ""
+    lines = []
+    for key, value in protocol.items():
+        shown = _names(value) if isinstance(value, list) else plain(str(value), limit=200)
+        lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
+    return "\n\nProtocol:\n\n" + "\n".join(lines)
+
+
+def _percent(entry: Any, key: str, signed: bool = False) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), int | float):
+        return "-"
+    text = f"{100 * entry[key]:{'+' if signed else ''}.2f}"
+    return f"{text} ± {100 * entry['ci95']:.2f}" if isinstance(entry.get("ci95"), int | float) else text
+
+
+def _usage(config: FewShotConfig, source: str) -> str:
+    parts = [
+        "```python\n"
+        "from fewshot_nlp import FewShotClassifier\n\n"
+        f'classifier = FewShotClassifier.from_pretrained("{source}").fit(texts, labels)\n'
+        "classifier.predict(new_texts)\n```",
+        "`labels` are strings or numbers of your own; one example a class is enough.",
+    ]
+    base = config.model_name_or_path if hub_id(config.model_name_or_path) else "path/to/the/backbone"
+    if config.adapter == "full":
+        parts.append(
+            "The encoder alone, without the few-shot learner:\n\n```python\n"
+            f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{source}")\n```'
+        )
+    elif config.adapter != "none":
+        parts.append(
+            "The adapter alone, with plain PEFT:\n\n```python\n"
+            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
+            f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "{source}")\n```'
+        )
+    return "\n\n".join(parts)
+
+
+def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
+    lines = [
+        f"- inner loop: {config.inner_steps} steps of {config.inner_rule} at {config.inner_learning_rate}"
+        if config.learner != "protonet"
+        else "- inner loop: none, class prototypes",
+        f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",
+    ]
+    if info.datasets:
+        named = [name if hub_id(name) else Path(name).name for name in info.datasets]
+        lines.insert(0, f"- data: {_names(named)}")
+    if info.label_names:
+        lines.append(f"- {len(info.label_names)} classes seen in training: {_names(info.label_names)}")
+    if info.versions:
+        lines.append(f"- versions: {_names([f'{name} {number}' for name, number in info.versions.items()])}")
+    text = "\n".join(lines)
+    if info.command:
+        text += f"\n\nMade by:\n\n{_code_block(info.command)}"
+    return ["## Training", text]
+
+
+def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -> str:
+    lines = [
+        f"- Texts longer than {config.max_length} tokens are cut.",
+        "- Every text is given one of the classes of the examples, also where none of them fits.",
+    ]
+    if test:
+        lines.append("- The results hold for tasks of the shape above on that data; measure on your own before use.")
+    else:
+        lines.append("- How well it does is not known; measure on your own data before use.")
+    if not info.license:
+        lines.append("- No licence is stated for the adapter; those of the backbone and of the data apply to them.")
+    return "\n".join(lines)
+
+
+def _names(values: Sequence[Any]) -> str:
+    shown = ", ".join(plain(str(value)) for value in values[:MAX_NAMES])
+    more = len(values) - MAX_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _code_block(text: str) -> str:
+    """A fenced block that no run of backticks in ``text`` can close."""
+    shown = "".join(char for char in text if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence}bash\n{shown}\n{fence}"

@@ -1,0 +1,219 @@
+"""Folders and files of a saved adapter: written all or nothing, fetched from the Hub, read without pickle."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewshot_nlp import __version__
+from fewshot_nlp.config import CONFIG_NAME
+from fewshot_nlp.hub.info import RESULTS_NAME
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PARAMS_NAME = "fewshot_params.safetensors"
+#: Adapter and backbone files. A save that does not write one of them removes it: a config.json beside a PEFT adapter
+#: breaks AutoModel, and the weights of an earlier save would be read as if they belonged to this one.
+WEIGHT_PATTERNS = [
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PARAMS_NAME,
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+]
+#: What ``from_pretrained`` reads, and so all it downloads.
+READ_PATTERNS = [CONFIG_NAME, RESULTS_NAME, *WEIGHT_PATTERNS]
+
+
+@contextmanager
+def replaced_files(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder, and move what was written there into ``folder`` once the block has ended well.
+
+    Until then ``folder`` is as it was, so a save that fails halfway never replaces a good one. Files of other names
+    stay; adapter weights of an earlier save that this one does not write are removed.
+
+    Raises:
+        ValueError: where ``folder`` is a file, cannot be written, or already holds a model of another kind.
+    """
+    target = Path(folder).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"save_directory={str(folder)!r} is a file. Name a folder.")
+    saved_before = (target / CONFIG_NAME).is_file()
+    if (target / "config.json").exists() and not saved_before:
+        raise ValueError(
+            f"save_directory={str(folder)!r} holds another model (config.json), which an adapter beside it would "
+            "break. Name another folder."
+        )
+    existed = target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        # Inside the target, so that it is on the same file system and every move is atomic.
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+    except OSError as error:
+        raise ValueError(
+            f"save_directory={str(folder)!r} cannot be written ({error.strerror}). Name a folder that you may write to."
+        ) from error
+    try:
+        yield staging
+        written = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+        # fewshot_config.json last: it is what marks a folder as an adapter.
+        for path in sorted(written, key=lambda path: path.name == CONFIG_NAME):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (staging / path).replace(target / path)
+        if saved_before:
+            for path in target.iterdir():
+                if any(fnmatch(path.name, pattern) for pattern in WEIGHT_PATTERNS) and Path(path.name) not in written:
+                    path.unlink()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not any(target.iterdir()):
+            target.rmdir()
+
+
+def resolve_folder(
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """The local folder of an adapter, downloaded where ``path_or_repo`` is a Hub id.
+
+    Raises:
+        FileNotFoundError: where there is no such folder, repository or revision, or it may not be read.
+        ValueError: where the folder or repository is not a few-shot adapter.
+    """
+    check_token(token)
+    folder = Path(path_or_repo).expanduser()
+    if folder.exists():
+        if not folder.is_dir():
+            raise ValueError(f"{str(path_or_repo)!r} is a file. Name the folder that save_pretrained wrote.")
+        check_is_adapter(folder, str(path_or_repo))
+        return folder
+    name = str(path_or_repo)
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_patterns=READ_PATTERNS,
+                library_name="fewshot_nlp",
+                library_version=__version__,
+            )
+        )
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and it is not a Hub id of the form 'user/name'. Check the path."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name!r} has no revision {revision!r}. Name a branch, tag or commit of it."
+        ) from error
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{name!r} is gated. Ask for access on its page, then log in with `hf auth login` or pass token=."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and no such repository that may be read. Check the name; for a private "
+            "repository log in with `hf auth login` or pass token=."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        remedy = "Drop local_files_only" if local_files_only else "Check the connection and HF_HUB_OFFLINE"
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and revision {revision or 'main'!r} of a repository of that name is not in "
+            f"the local cache and cannot be downloaded. {remedy}, or name a folder."
+        ) from error
+    check_is_adapter(folder, name)
+    return folder
+
+
+def check_token(token: str | bool | None) -> None:
+    """Refuse a token that cannot be sent: the HTTP client would quote it in its own error."""
+    if isinstance(token, str) and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("token is empty or has blanks, line ends or other characters that no access token has.")
+
+
+def check_is_adapter(folder: Path, name: str) -> None:
+    """Raise ``ValueError`` unless ``folder`` holds a ``fewshot_config.json``."""
+    if (folder / CONFIG_NAME).is_file():
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{name!r} is a plain PEFT adapter: it has {ADAPTER_CONFIG} but no {CONFIG_NAME}, so neither the head nor "
+            "the way to learn a task is known. Load it with peft.PeftModel.from_pretrained(backbone, ...), or train a "
+            "few-shot adapter on its backbone."
+        )
+    raise ValueError(
+        f"{name!r} is not a few-shot adapter: {CONFIG_NAME} is missing. Name a folder or repository that "
+        "FewShotAdapter.save_pretrained or push_to_hub wrote."
+    )
+
+
+def read_tensors(path: Path, needed_for: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ValueError: where the file is missing or damaged, or a tensor has a NaN or an infinite value.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing in {path.parent}: {needed_for}. Save or download the adapter again.")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
+    check_finite(tensors, str(path))
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ``ValueError`` that names the first tensor with a NaN or an infinite value."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"{source}: tensor {name!r} has {bad} of {tensor.numel()} values that are NaN or infinite, as after a "
+                "training that diverged. Use an earlier checkpoint or a lower learning rate."
+            )
+
+
+def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, backbone: str) -> None:
+    """Raise ``ValueError`` unless ``tensors`` has the names and shapes of ``expected``."""
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{source} has no tensor {name!r}, which backbone {backbone!r} with this config needs.")
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source}: tensor {name!r} has shape {list(tensors[name].shape)}, and backbone {backbone!r} needs "
+                f"{list(tensor.shape)}. Load it on the backbone it was trained on."
+            )
+    for name in tensors:
+        if name not in expected:
+            raise ValueError(
+                f"{source} has a tensor {name!r} that backbone {backbone!r} with this config has no use for."
+            )

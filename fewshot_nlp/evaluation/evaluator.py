@@ -135,7 +135,11 @@ def merge(parts: Sequence[EvaluationResult]) -> EvaluationResult:
         return [columns[i % world_size][i // world_size] for i in range(total)]
 
     result = EvaluationResult(
-        **{name: interleave(name) for name in ("specs", "predictions", "references", "accuracies", "losses")},
+        specs=interleave("specs"),
+        predictions=interleave("predictions"),
+        references=interleave("references"),
+        accuracies=interleave("accuracies"),
+        losses=interleave("losses"),
         adapt_seconds=sum(part.adapt_seconds for part in parts),
         predict_seconds=sum(part.predict_seconds for part in parts),
     )

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from fewshot_nlp.data.sentences import WORD_LISTS, SentenceSampler, Words
+from fewshot_nlp.data.splits import SPLITS, random_splits
 
 MIN_SENTENCES = 20
 MAX_SENTENCES = 200
@@ -37,6 +39,7 @@ SUBJECTS = {
     "Climate": "validation",
     "Fan": "validation",
     "Light": "validation",
+    "Position": "validation",
     "Broadcast": "validation",
     "CurrentDate": "validation",
     "CurrentTime": "validation",
@@ -67,9 +70,7 @@ def home_intents(language: str = "en", cache_dir: str | Path | None = None) -> D
     folder = root / f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
     if not folder.is_dir():
         _write(build_home_intents(language), folder)
-    return DatasetDict(
-        {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in ("train", "validation", "test")}
-    )
+    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS})
 
 
 def build_home_intents(language: str) -> DatasetDict:
@@ -90,13 +91,12 @@ def build_home_intents(language: str) -> DatasetDict:
         for intent, texts in drawn.items()
     }
     kept = {intent: texts for intent, texts in kept.items() if len(texts) >= MIN_SENTENCES}
-    splits = {split: [i for i in kept if _split_of(i) == split] for split in ("train", "validation", "test")}
-    for split, intents in splits.items():
-        if len(intents) < 2:
-            raise ValueError(
-                f"language={language!r} has {len(intents)} {split} intents with at least {MIN_SENTENCES} sentences; "
-                f"2 are needed. Use a language with more sentences, such as 'en', 'de' or 'fr'."
-            )
+    if len(kept) < 6:
+        raise ValueError(
+            f"language={language!r} has {len(kept)} intents with at least {MIN_SENTENCES} sentences, and three splits "
+            f"need 6. Use a language with more, such as 'en', 'de' or 'fr'."
+        )
+    splits = split_intents(kept)
     described = json.loads((WORD_LISTS / "intents.json").read_text(encoding="utf-8"))
     return DatasetDict({split: _to_dataset(intents, kept, described) for split, intents in splits.items()})
 
@@ -107,8 +107,12 @@ def describe_intent(intent: str) -> tuple[str, str]:
     return words, f"Asks the assistant for: {words}."
 
 
-def _split_of(intent: str) -> str:
-    return next((split for subject, split in SUBJECTS.items() if subject in intent), "train")
+def split_intents(intents: Collection[str]) -> dict[str, list[str]]:
+    """Intents of one subject in one split; dealt at random where a language has too few subjects for that."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for intent in sorted(intents):
+        splits[next((split for subject, split in SUBJECTS.items() if subject in intent), "train")].append(intent)
+    return splits if min(map(len, splits.values())) >= 2 else random_splits(intents, fractions=(1 / 3, 1 / 3, 1 / 3))
 
 
 def _to_dataset(intents: list[str], kept: dict[str, list[str]], described: dict[str, list[str]]) -> Dataset:

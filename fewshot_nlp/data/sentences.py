@@ -30,7 +30,8 @@ class Words:
     Attributes:
         names: values of ``{name}`` for each kind of device, such as ``light`` or ``media_player``.
         lists: values of every other slot, by the name of its list.
-        unnatural: regular expressions of sentences that a template allows and nobody would say.
+        unnatural: regular expressions of sentences that a template allows and nobody would say. In them ``{area}``
+            stands for any value of the list, and ``{light}`` for any name of such a device.
     """
 
     names: dict[str, list[str]]
@@ -60,7 +61,11 @@ class SentenceSampler:
     def __init__(self, intents: Intents, words: Words) -> None:
         self.intents = intents
         self.words = words
-        self._unnatural = [re.compile(pattern, re.IGNORECASE) for pattern in words.unnatural]
+        values = {**words.names, **words.lists}
+        self._unnatural = [
+            re.compile(re.sub(r"{([a-z_]+)}", lambda m: _alternatives(values[m[1]]), pattern), re.IGNORECASE)
+            for pattern in words.unnatural
+        ]
 
     def sample(self, intent: str, count: int, max_draws: int = 4000) -> list[str]:
         """Up to ``count`` distinct sentences (ignoring case) of ``intent``, the same in every process."""
@@ -129,3 +134,7 @@ class SentenceSampler:
 
 def _choose(rng: random.Random, items: list[Any]) -> Any:
     return items[int(rng.random() * len(items))]
+
+
+def _alternatives(values: list[str]) -> str:
+    return f"({'|'.join(map(re.escape, values))})"

@@ -29,14 +29,15 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not known. Use one of: {', '.join(allowed)}.")
 
 
-def at_least(name: str, value: Any, low: float, kind: type = int, above: bool = False) -> None:
+def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = int, above: bool = False) -> None:
     """Raise unless ``value`` is a finite ``kind`` of at least (or strictly above) ``low``."""
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         hint = " In YAML, write 1.0e-4 rather than 1e-4." if isinstance(value, str) else ""
         raise ValueError(f"{name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
-    if not low <= value < float("inf") or (above and value == low):
+    number: float = value
+    if not low <= number < float("inf") or (above and number == low):
         raise ValueError(f"{name}={value!r} is out of range. Use a value {'above' if above else 'of at least'} {low}.")
 
 

@@ -1,0 +1,89 @@
+"""What every learner shares: parameters, prediction, and the gradient of the query loss through adaptation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.models.heads import Head, build_head
+from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State
+
+
+def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the queries whose class is in the episode."""
+    return cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, labels, ignore_index=OUT_OF_SCOPE)
+
+
+def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers among the queries whose class is in the episode."""
+    known = labels != OUT_OF_SCOPE
+    return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
+
+
+def differentiable(params: Params) -> dict[str, Tensor]:
+    """Leaves with the values of ``params``, to differentiate with respect to."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
+
+
+class BaseLearner(ABC):
+    """A learner made of a model and a head; a method adds ``_adapt``.
+
+    Attributes:
+        model: features under given parameters.
+        head: how features become logits.
+        config: the settings both were built from.
+    """
+
+    transductive: ClassVar[bool] = False
+
+    def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
+        self.config = config
+        self.model = model
+        self.head: Head = build_head(config, model.hidden_size)
+
+    def init_params(self) -> dict[str, Tensor]:
+        device = self.model.device
+        return {**self.model.init_params(), **{n: v.to(device) for n, v in self.head.init_params().items()}}
+
+    @abstractmethod
+    def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
+        """State of the task, as a differentiable function of ``params``.
+
+        With ``create_graph=False`` the derivative of the inner gradients is left out.
+        """
+
+    def adapt(self, params: Params, support: Batch) -> State:
+        with torch.enable_grad():
+            state = self._adapt(differentiable(params), support, create_graph=False)
+        return {name: value.detach() for name, value in state.items()}
+
+    def predict(self, params: Params, state: State, query: Batch) -> Tensor:
+        return self.head.logits(params, state, self.model.features({**params, **state}, query.inputs))
+
+    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
+        parts = [self._episode_grad(params, episode) for episode in episodes]
+        if not parts:
+            zero = next(iter(params.values())).new_zeros(())
+            return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)
+        return sum(parts[1:], parts[0])
+
+    def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
+        leaves = differentiable(params)
+        with torch.enable_grad():
+            state = self._adapt(leaves, episode.support, create_graph=True)
+            logits = self.predict(leaves, state, episode.query)
+            loss = episode_loss(logits, episode.query.labels)
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return self._part(dict(zip(leaves, grads, strict=True)), logits.detach(), episode)
+
+    def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
+        labels = episode.query.labels
+        return MetaGrad(grads, episode_loss(logits, labels), episode_accuracy(logits, labels), 1, [logits])

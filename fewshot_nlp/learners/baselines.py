@@ -1,0 +1,97 @@
+"""What every result is shown beside: learners that were never meta-trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fewshot_nlp.learners.base import BaseLearner
+from fewshot_nlp.learners.gradient import GradientLearner
+from fewshot_nlp.models.heads import class_means
+from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
+
+
+class FrozenFeatures:
+    """Unit features of the backbone without its adapter, each distinct text computed once.
+
+    The key is the text's own token ids without padding, so an entry cannot be stale while the backbone is frozen.
+    """
+
+    def __init__(self, model: FewShotModel) -> None:
+        self.model = model
+        self.known: dict[bytes, Tensor] = {}
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """``[n, size]`` from batch inputs."""
+        ids, mask = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy().astype(bool)
+        keys = [row[kept].tobytes() for row, kept in zip(ids, mask, strict=True)]
+        missing = [i for i, key in enumerate(keys) if key not in self.known]
+        if missing:
+            found = self.model.frozen_features({name: tensor[missing] for name, tensor in inputs.items()})
+            self.known.update(zip((keys[i] for i in missing), normalize(found, dim=-1), strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+
+class _FrozenLearner:
+    """A learner with nothing to meta-learn."""
+
+    transductive = False
+
+    def __init__(self, features: FrozenFeatures) -> None:
+        self.features = features
+
+    def init_params(self) -> dict[str, Tensor]:
+        return {}
+
+    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        raise TypeError(f"{type(self).__name__} has no meta-parameters to train. Evaluate it as it is.")
+
+
+class FrozenPrototypes(_FrozenLearner):
+    """Cosine similarity to the class means of frozen features: the untrained-prototype baseline."""
+
+    def adapt(self, params: Params, support: Batch) -> State:
+        return class_means(self.features(support.inputs), support.labels, support.n_way)
+
+    def predict(self, params: Params, state: State, query: Batch) -> Tensor:
+        # The scale changes no answer; 10 gives probabilities of a usual sharpness.
+        return 10.0 * self.features(query.inputs) @ normalize(state, dim=-1).T
+
+
+class LogisticRegression(_FrozenLearner):
+    """scikit-learn's logistic regression on frozen unit features (Tian et al., ECCV 2020)."""
+
+    def adapt(self, params: Params, support: Batch) -> State:
+        model = SklearnLogisticRegression(C=10.0, max_iter=1000)
+        return model.fit(self.features(support.inputs).cpu().numpy(), support.labels.cpu().numpy())
+
+    def predict(self, params: Params, state: State, query: Batch) -> Tensor:
+        scores = state.predict_log_proba(self.features(query.inputs).cpu().numpy())
+        return torch.from_numpy(np.asarray(scores)).float().to(query.labels.device)
+
+
+class FineTuning(GradientLearner):
+    """Plain fine-tuning: the same adapter from its untrained start and a linear head from zero, on the support set."""
+
+    second_order = False
+
+    @classmethod
+    def like(cls, learner: BaseLearner, steps: int = 10, learning_rate: float = 1e-3) -> FineTuning:
+        """Fine-tune what ``learner`` meta-trains, with Adam, from ``learner``'s own untrained parameters."""
+        config = replace(
+            learner.config,
+            head="linear",
+            head_init="zero",
+            inner_rule="adam",
+            inner_steps=steps,
+            inner_learning_rate=learning_rate,
+            head_learning_rate=0.1,
+        )
+        return cls(config, learner.model)

@@ -1,0 +1,190 @@
+"""Adapters through PEFT, and the only door to it: build, save, load."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_LORA_TARGETS
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fewshot_nlp.config import FewShotConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+#: Query and value projections where PEFT knows none.
+LORA_TARGETS = {
+    "albert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+}
+
+
+def lora_targets(module: nn.Module) -> list[str]:
+    """Modules that LoRA changes by default in a backbone; ``ValueError`` where none are known."""
+    kind = getattr(module.config, "model_type", "")
+    targets = PEFT_LORA_TARGETS.get(kind) or LORA_TARGETS.get(kind)
+    if not targets:
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(
+            f"No default LoRA modules are known for model type {kind!r}. "
+            f"Set lora_target_modules to some of: {', '.join(linears)}."
+        )
+    return list(targets)
+
+
+def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -> peft.PeftConfig | None:
+    """PEFT's settings for an adapter given by name; ``None`` for ``"full"`` and ``"none"``."""
+    task = peft.TaskType.FEATURE_EXTRACTION
+    tokens: dict[str, Any] = {"task_type": task, "num_virtual_tokens": config.num_virtual_tokens}
+    if config.adapter == "prompt_tuning":
+        if config.prompt_tuning_init_text is None:
+            return peft.PromptTuningConfig(**tokens)
+        return peft.PromptTuningConfig(
+            **tokens,
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text=config.prompt_tuning_init_text,
+            tokenizer_name_or_path=tokenizer_source,
+        )
+    if config.adapter == "p_tuning":
+        return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=module.config.hidden_size)
+    if config.adapter == "prefix_tuning":
+        return peft.PrefixTuningConfig(**tokens)
+    if config.adapter == "lora":
+        return peft.LoraConfig(
+            task_type=task,
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            target_modules=config.lora_target_modules or lora_targets(module),
+        )
+    return None
+
+
+def build_adapter(
+    module: Any,
+    config: FewShotConfig,
+    peft_config: peft.PeftConfig | None = None,
+    tokenizer_source: str | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Wrap a frozen backbone in the adapter that ``config`` names, or in the one ``peft_config`` describes.
+
+    Args:
+        module: backbone; its ``name_or_path`` is what the adapter records as its base.
+        config: its ``adapter`` decides, unless ``peft_config`` is given.
+        peft_config: any PEFT configuration object.
+        tokenizer_source: where a soft prompt that starts at a text finds its tokenizer; the backbone if not given.
+        seed: of the random start; the global generator is left as it was.
+
+    Raises:
+        ValueError: the adapter does not fit the backbone.
+    """
+    source = tokenizer_source or module.name_or_path
+    settings: Any = peft_config or peft_config_for(config, module, source)
+    if settings is None:
+        return module.requires_grad_(config.adapter == "full")
+    settings.inference_mode = False
+    starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
+    if starts_at_text:
+        settings.tokenizer_name_or_path = source
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT's prompts and BERT-likes: a hint about caches that encoders do not have.
+            warnings.filterwarnings("ignore", module="peft")
+            torch.manual_seed(seed)
+            wrapped = peft.get_peft_model(module, settings)
+    except (ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"PEFT cannot put {settings.peft_type} on the backbone {module.name_or_path!r} "
+            f"(model type {getattr(module.config, 'model_type', 'unknown')!r}): {error}. Use another pair."
+        ) from error
+    if starts_at_text:
+        settings.tokenizer_name_or_path = module.name_or_path
+    return wrapped.eval()
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a PEFT adapter is around the backbone."""
+    return isinstance(module, peft.PeftModel)
+
+
+@contextmanager
+def without_adapter(module: nn.Module) -> Iterator[nn.Module]:
+    """The backbone as it was before the adapter."""
+    if not isinstance(module, peft.PeftModel):
+        yield module
+        return
+    with module.disable_adapter():
+        yield module
+
+
+def peft_restores(module: nn.Module) -> bool:
+    """Whether PEFT's own files bring back every trained tensor.
+
+    P-tuning and prefix projection are saved as the prompts that their network makes; the network itself is lost.
+    """
+    if not isinstance(module, peft.PeftModel):
+        return False
+    settings = module.active_peft_config
+    return settings.peft_type != peft.PeftType.P_TUNING and not getattr(settings, "prefix_projection", False)
+
+
+def save_adapter(module: nn.Module, folder: str | Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT does, with the module's own values."""
+    if not isinstance(module, peft.PeftModel):
+        raise ValueError(f"{type(module).__name__} carries no PEFT adapter to save. Save the whole model instead.")
+    # "auto" would ask the Hub whether the vocabulary changed.
+    module.save_pretrained(str(folder), save_embedding_layers=False)
+    # PEFT's own card: the caller writes a better one.
+    (Path(folder) / "README.md").unlink(missing_ok=True)
+
+
+def read_peft_config(folder: str | Path) -> peft.PeftConfig:
+    """Read ``adapter_config.json``; ``ValueError`` if it is missing or not PEFT's."""
+    path = Path(folder) / ADAPTER_CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return peft.PeftConfig.from_peft_type(**settings)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: {folder} holds no PEFT adapter.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a PEFT configuration: {error}. Save the adapter again.") from error
+
+
+def load_adapter(module: nn.Module, folder: str | Path) -> None:
+    """Write the weights of a saved adapter into ``module``, which must carry the same kind of adapter.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another shape, or not finite; the file is damaged.
+    """
+    path = Path(folder) / ADAPTER_WEIGHTS
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Save or download the adapter again.") from error
+    check_tensors(saved, peft.get_peft_model_state_dict(module, save_embedding_layers=False), str(path), module)
+    peft.set_peft_model_state_dict(module, saved)
+
+
+def check_tensors(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, module: nn.Module) -> None:
+    """Raise ``ValueError`` unless ``saved`` has exactly the names and shapes of ``expected``, and is finite."""
+    remedy = f"They belong to another backbone or adapter than {getattr(module, 'name_or_path', None) or 'this one'!r}."
+    if saved.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+        raise ValueError(f"{source}: missing tensors {missing[:3]}, unknown tensors {unknown[:3]}. {remedy}")
+    for name, tensor in saved.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
+            raise ValueError(f"{source}: {name} has shape {shapes}. {remedy}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{source}: {name} holds values that are not finite. Train or download it again.")

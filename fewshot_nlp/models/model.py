@@ -1,0 +1,94 @@
+"""A backbone with its adapter, seen as a pure function from parameters and inputs to features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.call import call, trainable
+from fewshot_nlp.models.adapters import build_adapter, without_adapter
+from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
+from fewshot_nlp.models.pooling import pool
+from fewshot_nlp.types import Params
+
+PREFIX = "model."
+
+
+class FewShotModel:
+    """Features of inputs under given parameters.
+
+    The module's own values are where training starts; nothing but ``load_params`` and ``holding`` ever changes them.
+
+    Attributes:
+        module: the backbone, wrapped by PEFT unless the adapter is ``"full"`` or ``"none"``.
+        tokenizer: the backbone's own.
+        config: the settings it was built from.
+        trainable: names of the trained tensors, as PEFT and transformers name them.
+    """
+
+    def __init__(self, module: nn.Module, tokenizer: Any, config: FewShotConfig) -> None:
+        self.module: Any = module
+        self.tokenizer = tokenizer
+        self.config = config
+        self.trainable = trainable(module)
+
+    @classmethod
+    def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
+        """Load the backbone and put the adapter on it; ``kwargs`` go to ``from_pretrained``."""
+        name = config.model_name_or_path
+        module, tokenizer = load_backbone(name, config.model_revision, **kwargs)
+        source = packaged_backbone(name) if config.model_revision is None else None
+        adapted = build_adapter(module, config, peft_config, str(source or name), seed)
+        return cls(adapted, tokenizer, config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.module.config.hidden_size)
+
+    def to(self, device: torch.device | str) -> FewShotModel:
+        """Move the module in place."""
+        self.module.to(device)
+        return self
+
+    def init_params(self) -> dict[str, Tensor]:
+        """Copies of the trained tensors' own values, by name with the prefix ``model.``."""
+        own = dict(self.module.named_parameters())
+        return {PREFIX + name: own[name].detach().clone() for name in self.trainable}
+
+    def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+        """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``."""
+        body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
+        hidden = call(self.module, self.trainable, body, **inputs).last_hidden_state
+        return pool(hidden, inputs["attention_mask"], self.config.pooling)
+
+    @torch.no_grad()
+    def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Pooled features ``[n, hidden_size]`` of the backbone without its adapter."""
+        with without_adapter(self.module) as module:
+            return pool(module(**inputs).last_hidden_state, inputs["attention_mask"], self.config.pooling)
+
+    @torch.no_grad()
+    def load_params(self, params: Params) -> None:
+        """Write the ``model.`` entries of ``params`` into the module."""
+        own = dict(self.module.named_parameters())
+        for name in self.trainable:
+            own[name].copy_(params[PREFIX + name])
+
+    @contextmanager
+    def holding(self, params: Params) -> Iterator[nn.Module]:
+        """The module with ``params`` written into it, for code that must read a real module, such as a saver."""
+        own = self.init_params()
+        self.load_params(params)
+        try:
+            yield self.module
+        finally:
+            self.load_params(own)

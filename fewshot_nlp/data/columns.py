@@ -52,7 +52,7 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
         if value is None or value == "" or (isinstance(feature, ClassLabel) and value < 0):
             raise ValueError(
                 f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
-                f"dataset.filter(lambda row: row[{column!r}] is not None)."
+                f"dataset.filter(lambda row: row[{column!r}] not in (None, '', -1))."
             )
         names.append(feature.names[value] if isinstance(feature, ClassLabel) else str(value))
     return names

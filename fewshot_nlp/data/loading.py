@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fewshot_nlp.data.embedded import home_intents
 
@@ -58,14 +59,29 @@ def _open_file(path: Path) -> DatasetDict:
     builder = _BUILDERS.get(path.suffix.lower())
     if builder is None:
         raise ValueError(f"dataset={str(path)!r} is of an unknown kind. Use one of: {', '.join(_BUILDERS)}.")
+    if not path.stat().st_size:
+        raise ValueError(f"dataset={str(path)!r} is empty. Name a file with examples.")
     options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-    return _as_dict(load_dataset(builder, data_files=str(path), **options))
+    return _load(path, builder, data_files=str(path), **options)
 
 
 def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _as_dict(load_from_disk(str(path)))
-    return _as_dict(load_dataset(str(path), config_name))
+    if any(path.glob("split_*.json")):
+        # Lists of class names beside the data: load_dataset would take them for data.
+        files = [f for f in sorted(path.iterdir()) if f.suffix in _BUILDERS and not f.match("split_*.json")]
+        if len(files) == 1:
+            return _open_file(files[0])
+    return _load(path, str(path), config_name)
+
+
+def _load(path: Path, *args: Any, **options: Any) -> DatasetDict:
+    try:
+        return _as_dict(load_dataset(*args, **options))
+    except (DatasetGenerationError, FileNotFoundError, ValueError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"dataset={str(path)!r} cannot be read: {reason}. Name one file, or repair it.") from error
 
 
 def _as_dict(dataset: Dataset | DatasetDict) -> DatasetDict:

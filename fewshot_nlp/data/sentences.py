@@ -42,12 +42,18 @@ class Words:
     def load(cls, language: str) -> Words:
         """The word lists of ``language``; English words stand in for what it lacks."""
         english = json.loads((WORD_LISTS / "en.json").read_text(encoding="utf-8"))
+        if language == "en":
+            return cls(**english)
+        # Number words are of one language, digits are of all.
+        lists = {
+            name: [value for value in values if value[0].isdigit()] or values
+            for name, values in english["lists"].items()
+        }
         path = WORD_LISTS / f"{language}.json"
-        if language == "en" or not path.is_file():
-            # Without its own file, a language keeps the number and value lists of its own grammar.
-            return cls(english["names"], english["lists"], english["unnatural"] if language == "en" else [])
-        own = json.loads(path.read_text(encoding="utf-8"))
-        return cls({**english["names"], **own["names"]}, {**english["lists"], **own["lists"]}, own.get("unnatural", []))
+        own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return cls(
+            {**english["names"], **own.get("names", {})}, {**lists, **own.get("lists", {})}, own.get("unnatural", [])
+        )
 
 
 class SentenceSampler:

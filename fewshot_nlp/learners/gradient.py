@@ -50,7 +50,8 @@ class GradientLearner(BaseLearner):
         features = self.model.features(params, support.inputs)
         head = self.head.start(params, features, support.labels, support.n_way)
         body = {n: v for n, v in params.items() if n.startswith(PREFIX)} if self.fast_body else {}
-        start: Fast = {**body, **(head if self.head.fast else {})}
+        # A start that follows from no parameter, such as zero, is differentiated too.
+        start: Fast = {**body, **({n: v.requires_grad_() for n, v in head.items()} if self.head.fast else {})}
 
         def gradient(fast: Fast, step: int) -> Fast:
             moved = step > 0 and self.fast_body

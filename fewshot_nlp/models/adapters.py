@@ -99,8 +99,8 @@ def build_adapter(
         settings.tokenizer_name_or_path = source
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT's prompts and BERT-likes: a hint about caches that encoders do not have.
-            warnings.filterwarnings("ignore", module="peft")
+            # PEFT 0.21 asks transformers for a name that transformers 5 is about to drop.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             torch.manual_seed(seed)
             wrapped = peft.get_peft_model(module, settings)
     except (ValueError, AttributeError, KeyError, RuntimeError) as error:

@@ -1,0 +1,75 @@
+"""Tiny random models and tasks, shared by tests of logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.types import Batch, Episode, EpisodeSpec
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["play", "stop", "music", "light", "lamp", "on", "off", "the", "timer", "set", "warm", "cold", "red", "blue"]
+HIDDEN = 16
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, over ``WORDS``."""
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{k}_token": v for k, v in names.items()})
+
+
+def tiny_bert(folder: Path, seed: int = 0) -> str:
+    """Save a random two-layer BERT of 16 units and its tokenizer; returns the folder."""
+    config = BertConfig(
+        vocab_size=len(SPECIAL + WORDS),
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def random_batch(counts: list[int], seed: int = 0, length: int = 6) -> Batch:
+    """Random token ids with padding; ``counts[c]`` examples of class ``c``, whose first word tells the class."""
+    rng = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    ids = torch.randint(len(SPECIAL), len(SPECIAL + WORDS), (total, length), generator=rng)
+    ids[:, 0] = SPECIAL.index("[CLS]")
+    ids[:, 1] = len(SPECIAL) + labels
+    lengths = torch.randint(3, length + 1, (total,), generator=rng)
+    lengths[0] = length
+    mask = (torch.arange(length)[None] < lengths[:, None]).long()
+    return Batch({"input_ids": ids * mask, "attention_mask": mask}, labels, len(counts))
+
+
+def random_episode(counts: list[int], n_query: int = 2, seed: int = 0) -> Episode:
+    """An episode of random token ids with unequal class counts in its support set."""
+    spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
+    support = random_batch(counts, seed=2 * seed)
+    return Episode(spec, support, random_batch([n_query] * len(counts), seed=2 * seed + 1, length=5))
+
+
+def tiny_config(folder: str, **settings: object) -> FewShotConfig:
+    """Settings of a learner on the backbone in ``folder`` that moves visibly in few steps."""
+    defaults: dict = {"adapter": "lora", "lora_r": 2, "inner_steps": 2, "inner_learning_rate": 0.5, "head_scale": 4.0}
+    return FewShotConfig(model_name_or_path=folder, **{**defaults, **settings})

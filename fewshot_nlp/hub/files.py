@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -25,9 +24,8 @@ from torch import Tensor
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME
 from fewshot_nlp.hub.info import RESULTS_NAME
+from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PARAMS_NAME = "fewshot_params.safetensors"
 #: Adapter and backbone files. A save that does not write one of them removes it: a config.json beside a PEFT adapter
 #: breaks AutoModel, and the weights of an earlier save would be read as if they belonged to this one.
@@ -179,41 +177,11 @@ def read_tensors(path: Path, needed_for: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
     Raises:
-        ValueError: where the file is missing or damaged, or a tensor has a NaN or an infinite value.
+        ValueError: where the file is missing or damaged.
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing in {path.parent}: {needed_for}. Save or download the adapter again.")
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
-    check_finite(tensors, str(path))
-    return tensors
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise ``ValueError`` that names the first tensor with a NaN or an infinite value."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise ValueError(
-                f"{source}: tensor {name!r} has {bad} of {tensor.numel()} values that are NaN or infinite, as after a "
-                "training that diverged. Use an earlier checkpoint or a lower learning rate."
-            )
-
-
-def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, backbone: str) -> None:
-    """Raise ``ValueError`` unless ``tensors`` has the names and shapes of ``expected``."""
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise ValueError(f"{source} has no tensor {name!r}, which backbone {backbone!r} with this config needs.")
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(
-                f"{source}: tensor {name!r} has shape {list(tensors[name].shape)}, and backbone {backbone!r} needs "
-                f"{list(tensor.shape)}. Load it on the backbone it was trained on."
-            )
-    for name in tensors:
-        if name not in expected:
-            raise ValueError(
-                f"{source} has a tensor {name!r} that backbone {backbone!r} with this config has no use for."
-            )

@@ -1,0 +1,174 @@
+"""Saving a trainer and going on from what was saved, to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
+
+from fewshot_nlp.training.arguments import FewShotTrainingArguments
+from fewshot_nlp.training.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+from fewshot_nlp.training.optimization import (
+    load_optimizer_tensors,
+    load_scheduler_state,
+    optimizer_tensors,
+    scheduler_state,
+)
+
+if TYPE_CHECKING:
+    from fewshot_nlp.training.trainer import FewShotTrainer
+
+#: Settings that a resumed run shares with the run that it resumes: any other value would train on other episodes, or
+#: be silently overruled by the saved optimiser.
+FIXED = ("seed", "meta_batch_size", "gradient_accumulation_steps", "optim", "learning_rate", "lr_scheduler_type")
+
+
+def save(trainer: FewShotTrainer) -> None:
+    """Write a checkpoint of ``trainer`` from the main process, and delete those beyond ``save_total_limit``."""
+    args, state = trainer.args, trainer.state
+    if trainer.accelerator.is_main_process:
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+        progress = {
+            "scheduler": scheduler_state(trainer.scheduler),
+            "meter": trainer.meter.state(),
+            "skipped_steps": trainer.skipped_steps,
+            "skipped_in_a_row": trainer.skipped_in_a_row,
+            "callbacks": _callback_states(trainer.callback_handler.callbacks),
+            "run": _run_of(trainer),
+        }
+        tensors = optimizer_tensors(trainer.optimizer, trainer.params)
+        checkpoint = Checkpoint(trainer.params, tensors, asdict(state), progress)
+        write_checkpoint(args.output_dir, state.global_step, checkpoint)
+        prune_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint)
+    trainer.accelerator.wait_for_everyone()
+
+
+def restore(trainer: FewShotTrainer, folder: Path) -> None:
+    """Make ``trainer`` what it was when the checkpoint in ``folder`` was written.
+
+    Raises:
+        ValueError: the checkpoint is damaged, of other parameters, or of a run with other settings.
+    """
+    checkpoint = read_checkpoint(folder)
+    _check_same_run(checkpoint.progress["run"], _run_of(trainer), folder)
+    _check_same_params(checkpoint.params, trainer.params, folder)
+    with torch.no_grad():
+        for name, param in trainer.params.items():
+            param.copy_(checkpoint.params[name])
+    load_optimizer_tensors(trainer.optimizer, trainer.params, checkpoint.optimizer)
+    progress, own = checkpoint.progress, trainer.state
+    load_scheduler_state(trainer.scheduler, progress["scheduler"])
+    trainer.meter.load(progress["meter"])
+    trainer.skipped_steps, trainer.skipped_in_a_row = progress["skipped_steps"], progress["skipped_in_a_row"]
+    _restore_callbacks(trainer.callback_handler.callbacks, progress["callbacks"])
+    trainer.state = TrainerState(**checkpoint.state)
+    # These belong to the run that goes on, not to the one that stopped.
+    for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "is_local_process_zero",
+                 "is_world_process_zero"):  # fmt: skip
+        setattr(trainer.state, name, getattr(own, name))
+
+
+def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | None) -> Path | None:
+    """The checkpoint to go on from, if any; ``wanted`` overrides ``args.resume_from_checkpoint``."""
+    if wanted is None:
+        wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() in ("false", "none"):
+        return None
+    if str(wanted).lower() != "true":
+        return Path(str(wanted))
+    found = find_checkpoint(args.output_dir)
+    if found is None:
+        raise ValueError(
+            f"resume_from_checkpoint=true, and output_dir={args.output_dir!r} holds no sound checkpoint. Leave "
+            f"resume_from_checkpoint out to start anew."
+        )
+    return found
+
+
+def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) -> None:
+    """Make room for a new run: refuse to mix it with the checkpoints of another, or delete those when told to."""
+    old = list_checkpoints(args.output_dir)
+    # No process may delete before all have looked.
+    accelerator.wait_for_everyone()
+    if old and not args.overwrite_output_dir:
+        raise ValueError(
+            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give "
+            f"another output_dir, set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to start over."
+        )
+    if accelerator.is_main_process:
+        for folder in old:
+            shutil.rmtree(folder)
+    accelerator.wait_for_everyone()
+
+
+def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
+    """What makes a run the same run: settings that fix its episodes and its optimiser, and the first episodes."""
+    first = [trainer.train_sampler[i] for i in range(trainer.args.meta_batch_size)]
+    settings = {name: getattr(trainer.args, name) for name in FIXED}
+    return {**settings, "first_episodes": hashlib.sha256(repr(first).encode()).hexdigest()[:16]}
+
+
+def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
+    for name, value in own.items():
+        if saved.get(name) == value:
+            continue
+        if name == "first_episodes":
+            raise ValueError(
+                f"{folder} was trained on other episodes: another data set, split, way, shot or number of queries. "
+                f"Resume with the settings of that run, or start anew in another output_dir."
+            )
+        raise ValueError(
+            f"{folder} was trained with {name}={saved.get(name)!r}, and this run has {name}={value!r}. Resume with the "
+            f"settings of that run, or start anew in another output_dir."
+        )
+
+
+def _check_same_params(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path) -> None:
+    if saved.keys() != own.keys():
+        names = sorted(saved.keys() ^ own.keys())
+        raise ValueError(f"{folder} holds other parameters than the learner: {', '.join(names[:4])}. Use its settings.")
+    for name, value in saved.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{folder} holds {name} of shape {tuple(value.shape)}, and the learner's has "
+                f"{tuple(own[name].shape)}. Use the settings it was trained with."
+            )
+
+
+def _callback_states(callbacks: Iterable[Any]) -> dict[str, list[Any]]:
+    """States of the callbacks that have one, by class name, in order."""
+    states: dict[str, list[Any]] = {}
+    for callback in callbacks:
+        if isinstance(callback, ExportableState):
+            states.setdefault(type(callback).__name__, []).append(callback.state())
+    return states
+
+
+def _restore_callbacks(callbacks: list[Any], states: Mapping[str, list[Any]]) -> None:
+    """Put the states back, in order; a callback that was not there before keeps its own."""
+    left = {name: list(found) for name, found in states.items()}
+    for i, callback in enumerate(callbacks):
+        found = left.get(type(callback).__name__)
+        if isinstance(callback, ExportableState) and found:
+            callbacks[i] = type(callback).from_state(found.pop(0))
+    unused = [name for name, found in left.items() if found]
+    if unused:
+        warnings.warn(f"The checkpoint holds the state of callbacks that this run has not: {unused}.", stacklevel=2)

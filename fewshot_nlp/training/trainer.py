@@ -1,0 +1,328 @@
+"""The outer loop: episodes in, one meta-gradient out, one optimiser step; on any number of processes."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
+
+from fewshot_nlp.evaluation import EvaluationResult, evaluate, merge
+from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
+from fewshot_nlp.training.arguments import FewShotTrainingArguments
+from fewshot_nlp.training.callbacks import EpisodeProgressCallback, LinePrinterCallback
+from fewshot_nlp.training.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+from fewshot_nlp.training.meter import Meter
+from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
+from fewshot_nlp.training.resume import clear_checkpoints, restore, resume_folder, save
+from fewshot_nlp.training.rng import seeded
+from fewshot_nlp.training.validation import check_validation, is_better, metric_key, validation_metrics
+from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
+
+
+class Sampler(Protocol):
+    """Episodes by index: an ``EpisodeSampler`` or an ``EpisodeMixture``."""
+
+    def __getitem__(self, index: int) -> EpisodeSpec: ...
+
+
+class TrainOutput(NamedTuple):
+    """What ``train`` answers, as transformers' trainer does."""
+
+    global_step: int
+    training_loss: float
+    metrics: dict[str, float]
+
+
+class FewShotTrainer:
+    """Meta-trains a learner.
+
+    Step ``s`` uses the episodes ``[s * n, (s + 1) * n)`` of ``train_sampler``, ``n = args.episodes_per_step``; of each
+    micro-round, task ``i`` goes to rank ``i mod world size``. Every rank asks the learner for summed gradients; the
+    sums are added up over ranks and divided by ``n``: the number of processes changes the speed and not the result.
+
+    Args:
+        learner: what is trained.
+        args: how.
+        train_sampler: endless training episodes by index.
+        reader: turns an ``EpisodeSpec`` into an ``Episode``.
+        eval_samplers: validation episodes by name, such as ``{"1-shot": ..., "5-shot": ...}``; the first
+            ``args.eval_episodes`` of each are used every time.
+        callbacks: transformers' callbacks, beside those that ``args`` asks for.
+        accelerator: one that exists already; built from ``args`` if not given.
+
+    Attributes:
+        params: the meta-parameters by name, as they are now.
+        state, control: transformers' ``TrainerState`` and ``TrainerControl``.
+        skipped_steps: steps left out because their loss or gradient was not finite.
+
+    Raises:
+        ValueError: settings that do not fit the samplers.
+        ImportError: a tracker in ``args.report_to`` that is not installed.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        args: FewShotTrainingArguments,
+        train_sampler: Sampler,
+        reader: Callable[[EpisodeSpec], Episode],
+        eval_samplers: Mapping[str, Sampler] | None = None,
+        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
+        self.accelerator = accelerator or build_accelerator(args)
+        self.eval_specs = {
+            name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
+        }
+        check_validation(args, self.eval_specs)
+        model = getattr(learner, "model", None)
+        if model is not None:
+            model.to(self.accelerator.device)
+        # Every process starts where the first one does, however it was seeded.
+        start = {name: value.to(self.accelerator.device) for name, value in learner.init_params().items()}
+        if not start:
+            raise ValueError("The learner has no parameters to train. Evaluate it as it is.")
+        self.params = {name: nn.Parameter(value) for name, value in broadcast(start).items()}
+        self.optimizer = build_optimizer(self.params, args)
+        self.scheduler = build_scheduler(self.optimizer, args)
+        self.meter = Meter()
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.control = TrainerControl()
+        self.state = TrainerState(
+            max_steps=args.max_steps,
+            logging_steps=args.logging_steps,
+            eval_steps=args.eval_steps,
+            save_steps=args.save_steps,
+            num_train_epochs=1,
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
+        )
+        self.callback_handler = CallbackHandler(
+            [*self._own_callbacks(), *callbacks],
+            getattr(model, "module", None),
+            getattr(model, "tokenizer", None),
+            self.optimizer,
+            self.scheduler,
+        )
+        self._notify("on_init_end")
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainOutput:
+        """Run to ``args.max_steps``, from the start or from a checkpoint; a resumed run ends as an unbroken one does.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or ``True`` for the newest sound one in ``args.output_dir``;
+                by default what ``args`` says.
+
+        Raises:
+            ValueError: no or a damaged checkpoint; one of another run; an ``output_dir`` that holds another run.
+            FileNotFoundError: a checkpoint folder that does not exist.
+            FloatingPointError: ``args.max_skipped_steps`` steps in a row without a finite gradient.
+        """
+        folder = resume_folder(self.args, resume_from_checkpoint)
+        if folder is not None:
+            restore(self, folder)
+        else:
+            clear_checkpoints(self.args, self.accelerator)
+        start_trackers(self.accelerator, self.args)
+        started, first_step = time.perf_counter(), self.state.global_step
+        self._notify("on_train_begin")
+        self._notify("on_epoch_begin")
+        if self.args.eval_on_start and first_step == 0 and self.eval_specs:
+            self.evaluate()
+        while self.state.global_step < self.args.max_steps and not self.control.should_training_stop:
+            self._train_step()
+        self._notify("on_epoch_end")
+        if self.args.load_best_model_at_end:
+            self._load_best()
+        seconds = time.perf_counter() - started
+        episodes = (self.state.global_step - first_step) * self.args.episodes_per_step
+        metrics = {
+            "train_loss": self.meter.mean_loss,
+            "train_runtime": seconds,
+            "train_episodes_per_second": episodes / seconds,
+            "train_skipped_steps": float(self.skipped_steps),
+        }
+        self._notify("on_train_end")
+        return TrainOutput(self.state.global_step, self.meter.mean_loss, metrics)
+
+    def evaluate(self) -> dict[str, float]:
+        """Validate: ``eval_accuracy`` and ``eval_loss`` are means over the ``eval_<name>_...`` of each eval sampler."""
+        results = {name: self.evaluate_on(specs) for name, specs in self.eval_specs.items()}
+        metrics = validation_metrics(results)
+        self.log(metrics)
+        self._notify("on_evaluate", metrics=metrics)
+        return metrics
+
+    def evaluate_on(
+        self,
+        specs: Sequence[EpisodeSpec],
+        learner: Learner | None = None,
+        params: Params | None = None,
+        progress: bool = False,
+    ) -> EvaluationResult:
+        """Evaluate a learner, by default the trained one; each rank takes a share of ``specs``, all get the whole."""
+        accelerator = self.accelerator
+        if learner is None:
+            learner, params = self.learner, self.detached_params()
+        with accelerator.autocast():
+            part = evaluate(
+                learner,
+                params or {},
+                specs,
+                self.reader,
+                device=accelerator.device,
+                progress=progress and accelerator.is_main_process,
+                shard=(accelerator.process_index, accelerator.num_processes),
+            )
+        return merge(gather_object([part]))
+
+    def detached_params(self) -> dict[str, Tensor]:
+        """The meta-parameters now, outside of any graph."""
+        return {name: param.detach() for name, param in self.params.items()}
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Record ``logs`` at this step: in ``state.log_history``, with the callbacks, with the trackers."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._notify("on_log", logs=dict(logs))
+        if self.accelerator.trackers:
+            grouped = {
+                f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}": value
+                for name, value in logs.items()
+            }
+            self.accelerator.log(grouped, step=self.state.global_step)
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add one of transformers' callbacks, an object or a class."""
+        self.callback_handler.add_callback(callback)
+
+    def step_indices(self, step: int, micro_round: int) -> range:
+        """Indices of the episodes of a micro-round, over all ranks."""
+        size = self.args.meta_batch_size
+        start = (step * self.args.gradient_accumulation_steps + micro_round) * size
+        return range(start, start + size)
+
+    def _train_step(self) -> None:
+        self._notify("on_step_begin")
+        started = time.perf_counter()
+        rounds = self.args.gradient_accumulation_steps
+        total = self._micro_round(0)
+        for micro_round in range(1, rounds):
+            self._notify("on_substep_end")
+            total = total + self._micro_round(micro_round)
+        loss, accuracy = float(total.loss) / total.episodes, float(total.accuracy) / total.episodes
+        norm = self._optimizer_step(total)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            self.meter.update(loss, accuracy, norm, total.episodes, time.perf_counter() - started)
+        else:
+            self._skip(loss, norm)
+        self.state.global_step += 1
+        self.state.epoch = self.state.global_step / self.args.max_steps
+        self._notify("on_step_end", progress=self.meter.shown())
+        self._log_evaluate_save()
+
+    def _micro_round(self, micro_round: int) -> MetaGrad:
+        """Summed gradients of one micro-round, over all ranks."""
+        indices = self.step_indices(self.state.global_step, micro_round)
+        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        episodes = [self.reader(self.train_sampler[i]).to(device) for i in mine]
+        with seeded(device, self.args.seed, indices.start, rank), self.accelerator.autocast():
+            part = self._summed_gradient(episodes)
+        if part.grads.keys() != self.params.keys():
+            raise ValueError(f"meta_grad left out or added {sorted(part.grads.keys() ^ self.params.keys())}.")
+        # Learners are called outside of DistributedDataParallel, so nothing else adds the ranks up. A gradient may come
+        # transposed in memory, and ranks add up memory.
+        parts = {name: grad.contiguous() for name, grad in part.grads.items()}
+        sums = self.accelerator.reduce({**parts, "loss": part.loss, "accuracy": part.accuracy}, reduction="sum")
+        return MetaGrad(sums, sums.pop("loss"), sums.pop("accuracy"), len(indices))
+
+    def _summed_gradient(self, episodes: list[Episode]) -> MetaGrad:
+        if episodes:
+            return self.learner.meta_grad(self.detached_params(), episodes)
+        zero = torch.zeros((), device=self.accelerator.device)
+        return MetaGrad({name: torch.zeros_like(param) for name, param in self.params.items()}, zero, zero, 0)
+
+    def _optimizer_step(self, total: MetaGrad) -> float:
+        """Mean, clip, step; the norm before clipping. With a loss or gradient that is not finite nothing changes."""
+        for name, param in self.params.items():
+            param.grad = (total.grads[name] / total.episodes).to(param.dtype)
+        grads = [param.grad for param in self.params.values() if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if torch.isfinite(norm) and torch.isfinite(total.loss):
+            if self.args.max_grad_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(self.params.values(), self.args.max_grad_norm, norm)
+            self._notify("on_pre_optimizer_step")
+            self.optimizer.step()
+            self._notify("on_optimizer_step")
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        rounds = range(self.args.gradient_accumulation_steps)
+        indices = [i for r in rounds for i in self.step_indices(self.state.global_step, r)]
+        addresses = ", ".join(self.train_sampler[i].address for i in indices)
+        found = (
+            f"step {self.state.global_step + 1} has loss {loss} and gradient norm {norm} on the episodes {addresses}"
+        )
+        if self.skipped_in_a_row >= self.args.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row were not finite; {found}. Lower inner_learning_rate or "
+                f"learning_rate."
+            )
+        if self.accelerator.is_main_process:
+            warnings.warn(f"Skipped: {found}.", stacklevel=2)
+
+    def _log_evaluate_save(self) -> None:
+        if self.control.should_log and self.meter.steps:
+            self.log({**self.meter.flush(), "learning_rate": float(self.scheduler.get_last_lr()[0])})
+        if self.control.should_evaluate and self.eval_specs:
+            value = self.evaluate()[metric_key(self.args.metric_for_best_model)]
+            if is_better(self.args, value, self.state.best_metric):
+                self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+                # The best must be on the disk if it is to be loaded at the end, whatever save_steps says.
+                if self.args.load_best_model_at_end or self.args.save_strategy == "best":
+                    self.control.should_save = True
+        if self.control.should_save:
+            save(self)
+            self._notify("on_save")
+
+    def _load_best(self) -> None:
+        """Go back to the parameters of the best validation."""
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_global_step
+        folder = next((f for f in list_checkpoints(self.args.output_dir) if f.name == f"checkpoint-{best}"), None)
+        if best is None or folder is None:
+            return
+        try:
+            found = read_checkpoint(folder).params
+        except DamagedCheckpoint as error:
+            warnings.warn(f"{error} The parameters of the last step are used instead.", stacklevel=2)
+            return
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(found[name])
+
+    def _own_callbacks(self) -> list[TrainerCallback]:
+        own: list[TrainerCallback] = [DefaultFlowCallback()]
+        own.append(LinePrinterCallback() if self.args.disable_tqdm else EpisodeProgressCallback())
+        if self.args.early_stopping_patience is not None:
+            own.append(EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold))
+        return own
+
+    def _notify(self, event: str, **extra: Any) -> None:
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **extra)

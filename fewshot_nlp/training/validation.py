@@ -1,0 +1,48 @@
+"""Validation metrics: their names, their means, and which of two is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from fewshot_nlp.evaluation import EvaluationResult
+from fewshot_nlp.training.arguments import FewShotTrainingArguments
+
+
+def metric_key(metric: str) -> str:
+    """``accuracy`` or ``eval_accuracy`` to ``eval_accuracy``, as transformers does."""
+    return metric if metric.startswith("eval_") else f"eval_{metric}"
+
+
+def validation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
+    """``eval_<name>_accuracy`` and ``eval_<name>_loss`` by result; their means ``eval_accuracy``, ``eval_loss``."""
+    metrics = {
+        "eval_accuracy": sum(result.accuracy for result in results.values()) / len(results),
+        "eval_loss": sum(result.loss for result in results.values()) / len(results),
+    }
+    for name, result in results.items():
+        metrics |= {f"eval_{name}_accuracy": result.accuracy, f"eval_{name}_loss": result.loss}
+    return metrics
+
+
+def check_validation(args: FewShotTrainingArguments, names: Iterable[str]) -> None:
+    """Raise ``ValueError`` where ``args`` asks for a validation, or a metric, that the eval samplers do not give."""
+    names = list(names)
+    if args.eval_strategy == "no":
+        return
+    if not names:
+        raise ValueError("eval_strategy='steps' needs eval_samplers, and there are none. Set eval_strategy: no.")
+    known = [f"{prefix}{metric}" for prefix in ["", *(f"{n}_" for n in names)] for metric in ("accuracy", "loss")]
+    if metric_key(args.metric_for_best_model) not in map(metric_key, known):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured. Use one of: {', '.join(known)}."
+        )
+
+
+def is_better(args: FewShotTrainingArguments, value: float, best: float | None) -> bool:
+    """Whether ``value`` beats ``best``; a NaN beats nothing."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value > best if args.greater_is_better else value < best

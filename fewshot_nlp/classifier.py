@@ -1,0 +1,263 @@
+"""``FewShotClassifier``: learn a text classifier from a handful of examples, scikit-learn's way."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Iterable, Mapping, Set
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor
+
+from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
+from fewshot_nlp.data.encode import TextEncoder
+from fewshot_nlp.hub.adapter import FewShotAdapter
+from fewshot_nlp.learners import LEARNER_CLASSES, BaseLearner, build_learner
+from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.types import Batch
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier of texts that learns from one or more examples a class.
+
+    ::
+
+        classifier = FewShotClassifier.from_pretrained("path/or/hub-id").fit(texts, labels)
+        classifier.predict(["turn the heating up"])
+
+    ``fit`` adapts the meta-learned adapter to the examples; it starts afresh each time and never changes the adapter.
+    Without an adapter, new texts go to the nearest class mean of the frozen backbone (untrained prototypes).
+
+    Args:
+        adapter: a meta-learned adapter: a folder, a Hub id, or a loaded ``FewShotAdapter``, whose model ``fit`` moves
+            to ``device``. Folders and Hub ids are loaded by the first ``fit``, once.
+        model_name_or_path: backbone to use without an adapter; by default a small sentence encoder. An adapter brings
+            its own.
+        revision: branch, tag or commit of whichever of the two is on the Hub.
+        batch_size: texts at a time in ``predict``. Changes speed and memory, not the answers.
+        device: such as ``"cpu"`` or ``"cuda:0"``; by default the GPU if there is one.
+
+    Attributes:
+        classes_: the labels, sorted, ``[n_classes]``.
+        learner_, params_, state_: the learner, its meta-parameters, and what it learned in ``fit``.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path | FewShotAdapter | None = None,
+        *,
+        model_name_or_path: str | None = None,
+        revision: str | None = None,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.model_name_or_path = model_name_or_path
+        self.revision = revision
+        self.batch_size = batch_size
+        self.device = device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+    ) -> FewShotClassifier:
+        """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
+
+        The adapter is loaded here and shared with every ``clone``, as in cross-validation.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``FewShotAdapter.from_pretrained``.
+        """
+        classifier = cls(path_or_repo, revision=revision, batch_size=batch_size, device=device)
+        adapter = FewShotAdapter.from_pretrained(
+            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        classifier._loaded = (classifier._source(), adapter)
+        return classifier
+
+    def fit(self, X: Iterable[str], y: Iterable[Any]) -> FewShotClassifier:
+        """Learn from the texts ``X`` with labels ``y``: strings, integers or booleans, any number of examples a class.
+
+        Raises:
+            ValueError: no texts, an empty text, something that is no text, unequal lengths, a missing label, fewer
+                than two classes, or a bad argument of the constructor.
+            FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
+        """
+        texts = _check_texts(X)
+        classes, labels = _check_labels(y, len(texts))
+        _check_batch_size(self.batch_size)
+        device = _check_device(self.device)
+        adapter = self._load()
+        learner = adapter.learner
+        learner.model.to(device)
+        params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
+        encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)
+        support = Batch(encoder(texts), torch.from_numpy(labels), len(classes)).to(device)
+        self.state_ = learner.adapt(params, support)
+        self.learner_, self.params_, self.classes_ = learner, params, classes
+        self._encoder, self._device = encoder, device
+        return self
+
+    def predict(self, X: Iterable[str]) -> np.ndarray:
+        """The most probable label of each text, ``[n]``. Raises as ``predict_proba``."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def predict_proba(self, X: Iterable[str]) -> np.ndarray:
+        """Probability of each class, float64 ``[n, n_classes]`` in the order of ``classes_``; rows sum to 1.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: no texts, an empty text, something that is no text, or a learner that diverged in ``fit``.
+        """
+        check_is_fitted(self)
+        texts = _check_texts(X)
+        batch_size = _check_batch_size(self.batch_size)
+        # A transductive learner reads the queries together, so they may not be parted.
+        size = len(texts) if self.learner_.transductive else batch_size
+        # Texts of like length side by side: little padding, whatever the order they came in.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        logits = torch.empty(len(texts), len(self.classes_), dtype=torch.float64)
+        for start in range(0, len(texts), size):
+            rows = order[start : start + size]
+            logits[rows] = self._logits([texts[row] for row in rows])
+        if logits.isnan().any():
+            raise ValueError("The logits are not numbers: fit diverged. Use an adapter of a lower inner_learning_rate.")
+        return logits.softmax(dim=1).numpy()
+
+    def _logits(self, texts: list[str]) -> Tensor:
+        unknown = torch.zeros(len(texts), dtype=torch.int64)
+        query = Batch(self._encoder(texts), unknown, len(self.classes_)).to(self._device)
+        with torch.no_grad():
+            return self.learner_.predict(self.params_, self.state_, query).cpu().double()
+
+    def _source(self) -> tuple[Any, ...]:
+        """What ``_load`` loads: as long as it stays the same, once is enough."""
+        return self.adapter, self.model_name_or_path, self.revision
+
+    def _load(self) -> FewShotAdapter:
+        if self.adapter is not None and self.model_name_or_path is not None:
+            raise ValueError(
+                f"Both adapter={self.adapter!r} and model_name_or_path={self.model_name_or_path!r} are given. An "
+                f"adapter brings its own backbone: give one of the two."
+            )
+        if isinstance(self.adapter, FewShotAdapter):
+            return self.adapter
+        source, loaded = getattr(self, "_loaded", (None, None))
+        if loaded is None or source != self._source():
+            loaded = (
+                _untrained(self.model_name_or_path or DEFAULT_BACKBONE, self.revision)
+                if self.adapter is None
+                else FewShotAdapter.from_pretrained(self.adapter, revision=self.revision)
+            )
+            self._loaded = (self._source(), loaded)
+        return loaded
+
+    def __sklearn_clone__(self) -> FewShotClassifier:
+        twin = super().__sklearn_clone__()
+        # A learner keeps nothing between calls, so twins may share one.
+        if hasattr(self, "_loaded"):
+            twin._loaded = self._loaded
+        return twin
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+def _reduce_learner(learner: BaseLearner) -> tuple[type[BaseLearner], tuple[FewShotConfig, FewShotModel]]:
+    """A learner is its settings and its model; its update rules are closures, which pickle cannot write."""
+    return type(learner), (learner.config, learner.model)
+
+
+for _learner_class in LEARNER_CLASSES.values():
+    copyreg.pickle(_learner_class, _reduce_learner)
+
+
+def _untrained(model_name_or_path: str, revision: str | None) -> FewShotAdapter:
+    """Prototypes on the frozen backbone."""
+    config = FewShotConfig(
+        model_name_or_path=model_name_or_path,
+        model_revision=revision,
+        adapter="none",
+        head="prototype",
+        learner="protonet",
+    )
+    learner = build_learner(config)
+    return FewShotAdapter(learner, learner.init_params())
+
+
+def _check_batch_size(batch_size: Any) -> int:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} is out of range. Use an integer of at least 1.")
+    return int(batch_size)
+
+
+def _check_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not known. Use 'cpu', 'cuda' or 'cuda:<number>'.") from error
+    if checked.type == "cuda" and not (checked.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices. Use 'cpu'.")
+    return checked
+
+
+def _check_texts(X: Any) -> list[str]:
+    """``X`` as a list of strings; ``ValueError`` for anything else."""
+    if isinstance(X, str | bytes):
+        raise ValueError(f"X={X!r} is one text. Pass a list of texts: [{X!r}].")
+    if isinstance(X, Mapping | Set) or not isinstance(X, Iterable) or getattr(X, "ndim", 1) != 1:
+        raise ValueError(f"X of type {type(X).__name__} must be one-dimensional: a list, array or column of texts.")
+    texts = list(X)
+    if not texts:
+        raise ValueError("X has 0 texts. Pass at least 1.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"X[{i}]={text!r} is of type {type(text).__name__}. Pass texts as str.")
+        if not text.strip():
+            raise ValueError(f"X[{i}]={text!r} is an empty text. Remove it, and its label.")
+    return texts
+
+
+def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted classes ``[n_classes]``, and the class number of each label, int64 ``[n]``."""
+    if y is None:
+        raise ValueError("FewShotClassifier requires y to be passed, but the target y is None. Pass one label a text.")
+    if isinstance(y, str | bytes | Mapping | Set) or not isinstance(y, Iterable):
+        raise ValueError(f"y={y!r} must be a list, array or column of labels, one a text.")
+    # A list is read before NumPy sees it: it turns [1, "a"] into strings, and NaN beside strings into "nan".
+    labels = column_or_1d(np.asarray(y), warn=True) if hasattr(y, "ndim") else list(y)
+    if len(labels) != n:
+        raise ValueError(f"X and y have unequal lengths, {n} and {len(labels)}. Pass one label a text.")
+    for i, label in enumerate(labels):
+        if not isinstance(label, str | Integral | np.bool_ | float | np.floating):
+            raise ValueError(f"y[{i}]={label!r} is of type {type(label).__name__}. Use strings, integers or booleans.")
+        if isinstance(label, float | np.floating) and not float(label).is_integer():
+            problem = "missing" if np.isnan(label) else "continuous"
+            raise ValueError(f"Unknown label type: y[{i}]={label!r} is {problem}. Use strings, integers or booleans.")
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise ValueError("y mixes strings and numbers. Use labels of one type.")
+    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y has only one class, {classes.tolist()[0]!r}. Pass examples of at least 2 classes.")
+    return classes, numbers.astype(np.int64)

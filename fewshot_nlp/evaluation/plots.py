@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,7 @@ def learning_curve(
     Raises:
         ValueError: no curve has a point.
     """
-    accuracy = {name: curve for name, curve in accuracy.items() if len(curve)}
-    loss = {name: curve for name, curve in (loss or {}).items() if len(curve)}
+    accuracy, loss = _drawable(accuracy), _drawable(loss or {})
     if not accuracy:
         raise ValueError(f"No accuracy to draw in {path}. Log or evaluate at least once (logging_steps, eval_steps).")
     names = list(dict.fromkeys([*accuracy, *loss]))
@@ -77,6 +76,36 @@ def learning_curve(
     # The version of matplotlib would make two equal runs leave unequal files.
     figure.savefig(path, format="png", metadata={"Software": None})
     return path
+
+
+def curves_from_log_history(log_history: Iterable[Mapping[str, float]]) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """``learning_curve``'s ``accuracy`` and ``loss`` from a trainer's ``state.log_history``.
+
+    ``accuracy`` and ``loss`` at a ``step`` are the curve ``"train"``; ``eval_<name>_accuracy`` is ``"validation,
+    <name>"``; ``eval_accuracy``, the mean of those, is ``"validation"`` where no name is logged or one alone.
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {"accuracy": {}, "loss": {}}
+    for logs in log_history:
+        for key, value in logs.items():
+            for kind, curves in found.items():
+                if key == kind:
+                    curves.setdefault("train", []).append((int(logs["step"]), value))
+                elif key.startswith("eval_") and key.endswith(f"_{kind}"):
+                    name = key.removeprefix("eval").removesuffix(kind).strip("_")
+                    curve = f"validation, {name}" if name else "validation"
+                    curves.setdefault(curve, []).append((int(logs["step"]), value))
+    for curves in found.values():
+        named = [name for name in curves if name.startswith("validation, ")]
+        drop = named if len(named) == 1 and "validation" in curves else ["validation"] if named else []
+        for name in drop:
+            curves.pop(name, None)
+    return dict(found["accuracy"]), dict(found["loss"])
+
+
+def _drawable(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """The finite points of each curve that has any."""
+    finite = {name: [(step, value) for step, value in curve if np.isfinite(value)] for name, curve in curves.items()}
+    return {name: curve for name, curve in finite.items() if curve}
 
 
 def _draw(panel: Axes, curves: Mapping[str, Curve], colours: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fewshot_nlp.evaluation.plots import _running_mean, learning_curve
+from fewshot_nlp.evaluation.plots import _running_mean, curves_from_log_history, learning_curve
 
 ACCURACY = {
     "train": [(i, 0.8 + 0.001 * (i % 7)) for i in range(1, 61)],
@@ -75,3 +75,24 @@ def test_nothing_to_draw(tmp_path):
 
 def test_running_mean():
     assert _running_mean(np.array([0.0, 3.0, 6.0, 0.0])).tolist() == [1.5, 3.0, 3.0, 3.0]
+
+
+def test_a_step_that_was_not_finite_is_left_out(tmp_path, figure):
+    curve = [(i, 0.5) for i in range(40)] + [(40, float("nan"))]
+    learning_curve(tmp_path / "curve.png", {"train": curve}, loss={"train": [(0, float("inf"))]})
+    (panel,) = figure().axes
+    assert all(np.isfinite(line.get_ydata()).all() and len(line.get_xdata()) == 40 for line in panel.lines)
+
+
+def test_curves_from_log_history():
+    train = [{"loss": 1.0, "accuracy": 0.5, "grad_norm": 3.0, "step": 5}, {"loss": 0.8, "accuracy": 0.6, "step": 10}]
+    one = {"eval_accuracy": 0.7, "eval_loss": 0.4, "eval_1-shot_accuracy": 0.7, "eval_1-shot_loss": 0.4, "step": 10}
+    end = {"train_loss": 0.9, "train_runtime": 3.0, "step": 10}
+    accuracy, loss = curves_from_log_history([*train, one, end])
+    assert accuracy == {"train": [(5, 0.5), (10, 0.6)], "validation": [(10, 0.7)]}
+    assert loss == {"train": [(5, 1.0), (10, 0.8)], "validation": [(10, 0.4)]}
+    two = one | {"eval_5-shot_accuracy": 0.9, "eval_5-shot_loss": 0.2}
+    accuracy, _ = curves_from_log_history([*train, two])
+    assert set(accuracy) == {"train", "validation, 1-shot", "validation, 5-shot"}
+    assert accuracy["validation, 5-shot"] == [(10, 0.9)]
+    assert curves_from_log_history([]) == ({}, {})

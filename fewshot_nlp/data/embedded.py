@@ -78,13 +78,14 @@ def build_home_intents(language: str) -> DatasetDict:
     import home_assistant_intents
     from hassil.intents import Intents
 
-    grammar = home_assistant_intents.get_intents(language)
-    if grammar is None:
-        known = ", ".join(sorted(home_assistant_intents.get_languages()))
-        raise ValueError(f"language={language!r} is not in home_assistant_intents. Use one of: {known}.")
-    sampler = SentenceSampler(Intents.from_dict(grammar), Words.load(language))
+    known = sorted(home_assistant_intents.get_languages())
+    templates = home_assistant_intents.get_intents(language) if language in known else None
+    if templates is None:
+        raise ValueError(f"language={language!r} is not in home_assistant_intents. Use one of: {', '.join(known)}.")
+    grammar = Intents.from_dict(templates)
+    sampler = SentenceSampler(grammar, Words.load(language))
     # Some more than are kept, as those that two intents share are dropped.
-    drawn = {intent: sampler.sample(intent, MAX_SENTENCES + 50) for intent in sorted(sampler.intents.intents)}
+    drawn = {intent: sampler.sample(intent, MAX_SENTENCES + 50) for intent in sorted(grammar.intents)}
     owners = Counter(text.casefold() for texts in drawn.values() for text in texts)
     kept = {
         intent: [text for text in texts if owners[text.casefold()] == 1][:MAX_SENTENCES]

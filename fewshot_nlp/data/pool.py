@@ -129,6 +129,9 @@ def load_pools(
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
 
+    merged = concatenate_datasets([part.select_columns([text_column]) for part in parts.values()])
+    texts = checked_texts(merged, text_column)
+
     if split_file is not None:
         splits = read_split_file(split_file)
     if splits is not None:
@@ -143,8 +146,7 @@ def load_pools(
         if not rows:
             raise ValueError(f"No class of the {split} split has min_examples={min_examples} examples. Lower it.")
 
-    texts = concatenate_datasets([part.select_columns([text_column]) for part in parts.values()])
-    dropped = _shared_rows(checked_texts(texts, text_column), split_rows, duplicates)
+    dropped = _shared_rows(texts, split_rows, duplicates)
     readable = _by_class(parts, label_column, "label_name", labels)
     described = _by_class(parts, label_column, "label_description", labels)
     return {
@@ -152,7 +154,7 @@ def load_pools(
             name=name or found_name,
             split=split,
             rows_by_class={c: tuple(r for r in rows if r not in dropped[split]) for c, rows in by_class.items()},
-            dataset=texts,
+            dataset=merged,
             text_column_name=text_column,
             readable_names={c: readable[c] for c in by_class if c in readable},
             descriptions={c: described[c] for c in by_class if c in described},

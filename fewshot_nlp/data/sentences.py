@@ -79,10 +79,14 @@ class SentenceSampler:
         rng = random.Random(f"{self.intents.language}/{intent}")
         blocks = [block for block in self.intents.intents[intent].data if block.sentences]
         found: dict[str, str] = {}
+        seen = set()
         for _ in range(max_draws if blocks else 0):
             block = _choose(rng, blocks)
             sentence = self._draw_sentence(rng, block, _choose(rng, block.sentences))
-            if sentence is not None and self._is_natural(sentence):
+            if sentence is None or sentence in seen:
+                continue
+            seen.add(sentence)
+            if self._is_natural(sentence):
                 found.setdefault(sentence.casefold(), sentence)
                 if len(found) == count:
                     break

@@ -21,7 +21,7 @@ CURVE_NAME = "learning_curve.png"
 MAX_NAME_LENGTH, MAX_NAMES = 80, 60
 
 METHODS = {
-    "maml": "MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400)), exact second-order gradients",
+    "maml": "MAML with exact second-order gradients ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))",
     "fomaml": "first-order MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))",
     "anil": "ANIL ([Raghu et al. 2020](https://arxiv.org/abs/1909.09157))",
     "reptile": "Reptile ([Nichol et al. 2018](https://arxiv.org/abs/1803.02999))",
@@ -73,7 +73,7 @@ def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
     )
     if limit is not None and len(shown) > limit:
         shown = shown[: limit - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(shown, quote=False))
+    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", html.escape(shown, quote=False))
 
 
 def hub_id(name: str) -> bool:
@@ -180,7 +180,10 @@ def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
         row += [_percent(entry.get("paired_gain"), "mean", signed=True)] if gains else []
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    note = "Accuracy in percent, mean over episodes with its 95 % interval, on classes that were not seen in training."
+    note = "Accuracy in percent, mean over episodes with its 95 % interval"
+    tested = ((info.results or {}).get("protocol") or {}).get("classes") or []
+    unseen = tested and info.label_names and not set(tested) & set(info.label_names)
+    note += ", on classes that were not seen in training." if unseen else "."
     if gains:
         note += " The gain is paired: on the same episodes, against the same backbone without training."
     return f"{table}\n\n{note}{_protocol(info)}"
@@ -229,7 +232,7 @@ def _usage(config: FewShotConfig, source: str) -> str:
 
 def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
     lines = [
-        f"- inner loop: {config.inner_steps} steps of {config.inner_rule} at {config.inner_learning_rate}"
+        f"- inner loop: {config.inner_rule}, steps: {config.inner_steps}, step size: {config.inner_learning_rate}"
         if config.learner != "protonet"
         else "- inner loop: none, class prototypes",
         f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",

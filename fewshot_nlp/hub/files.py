@@ -46,6 +46,8 @@ READ_PATTERNS = [CONFIG_NAME, RESULTS_NAME, *WEIGHT_PATTERNS]
 def replaced_files(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder, and move what was written there into ``folder`` once the block has ended well.
 
+    A ``fewshot_config.json`` must be among it: it marks the folder as an adapter.
+
     Until then ``folder`` is as it was, so a save that fails halfway never replaces a good one. Files of other names
     stay; adapter weights of an earlier save that this one does not write are removed.
 
@@ -73,9 +75,11 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
     try:
         yield staging
         written = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
-        # fewshot_config.json last: it is what marks a folder as an adapter.
+        # fewshot_config.json last, so that its move completes the save.
         for path in sorted(written, key=lambda path: path.name == CONFIG_NAME):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
+            # safetensors makes files that their owner alone can read.
+            shutil.copymode(staging / CONFIG_NAME, staging / path)
             (staging / path).replace(target / path)
         if saved_before:
             for path in target.iterdir():

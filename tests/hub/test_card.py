@@ -150,3 +150,10 @@ def test_results_of_another_form_are_refused(test):
 def test_the_yaml_block_is_plain_yaml():
     content = str(model_card(FewShotConfig(), info(results=RESULTS)))
     assert isinstance(yaml.safe_load(content.split("---\n")[1]), dict)
+
+
+@pytest.mark.parametrize(("tested", "claimed"), [(["x"], True), (["x", "HassTurnOn"], False), (None, False)])
+def test_unseen_classes_are_claimed_only_where_it_is_known(tested, claimed):
+    results = {**RESULTS, "protocol": {"dataset": "home_intents", "classes": tested}}
+    text = model_card(FewShotConfig(), info(results=results)).text
+    assert ("on classes that were not seen in training" in text) is claimed

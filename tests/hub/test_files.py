@@ -27,6 +27,14 @@ def test_files_appear_together(tmp_path):
     assert listing(target) == ["adapter_config.json", "chat_templates/one.jinja", CONFIG_NAME]
 
 
+def test_all_files_can_be_read_by_whom_the_folder_is_shared_with(tmp_path):
+    with replaced_files(tmp_path / "a") as staging:
+        write(staging, fewshot_config__json="{}", adapter_model__safetensors="x")
+        (staging / CONFIG_NAME).chmod(0o644)
+        (staging / "adapter_model.safetensors").chmod(0o600)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {0o644}
+
+
 def test_a_save_that_fails_leaves_the_good_one(tmp_path):
     write(tmp_path, fewshot_config__json="good", adapter_model__safetensors="good")
     with pytest.raises(RuntimeError, match="disk full"), replaced_files(tmp_path) as staging:

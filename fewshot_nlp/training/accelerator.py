@@ -46,6 +46,6 @@ def check_trackers(names: list[str]) -> None:
 
 def start_trackers(accelerator: Accelerator, args: FewShotTrainingArguments) -> None:
     """Open a run in every tracker, with the settings but never the token."""
-    if args.trackers and not accelerator.trackers:
+    if accelerator.log_with and not accelerator.trackers:
         name = args.run_name or Path(args.output_dir).name
         accelerator.init_trackers(name, config=args.to_sanitized_dict())

@@ -110,8 +110,8 @@ def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) 
     accelerator.wait_for_everyone()
     if old and not args.overwrite_output_dir:
         raise ValueError(
-            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give "
-            f"another output_dir, set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to start over."
+            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give another "
+            f"output_dir, set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
         )
     if accelerator.is_main_process:
         for folder in old:

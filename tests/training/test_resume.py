@@ -1,0 +1,221 @@
+"""A run that is killed and resumed ends as one that never stopped, and nothing damaged is ever loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, find_checkpoint, read_checkpoint
+from fewshot_nlp.training.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, write_checkpoint
+from tests.training.toy import ToyLearner, ToySampler, toy_args, toy_reader, toy_trainer
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7, "logging_steps": 3, "warmup_steps": 2}
+FILES = ("params.safetensors", "optimizer.safetensors", "trainer_state.json", "progress.json")
+
+
+class Killed(Exception):
+    """As if the machine had gone away."""
+
+
+class Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def resumable(log_history):
+    """Everything but the clock."""
+    return [{k: v for k, v in entry.items() if k != "episodes_per_second"} for entry in log_history]
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+@pytest.mark.parametrize("step", [3, 5])
+def test_killed_and_resumed_is_bit_identical(tmp_path, optim, step):
+    # Accuracy rises, so with greater_is_better=False every validation but the first counts against patience.
+    settings = {**SAVING, "optim": optim, "eval_strategy": "steps", "eval_steps": 2, "early_stopping_patience": 9}
+    settings["greater_is_better"] = False
+    whole = toy_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    with pytest.raises(Killed):
+        toy_trainer(tmp_path / "killed", callbacks=[Kill(step)], **settings).train()
+    resumed = toy_trainer(tmp_path / "killed", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 7
+    assert torch.equal(resumed.params["head.w"], whole.params["head.w"])
+    assert resumable(resumed.state.log_history) == resumable(whole.state.log_history)
+    for kind in ("exp_avg", "exp_avg_sq", "step") if optim == "adamw" else ():
+        ours, theirs = (t.optimizer.state[t.params["head.w"]][kind] for t in (resumed, whole))
+        assert torch.equal(ours, theirs)
+    assert resumed.state.best_metric == whole.state.best_metric
+    patience = [t.callback_handler.callbacks[2].early_stopping_patience_counter for t in (resumed, whole)]
+    assert patience[0] == patience[1] > 0
+
+
+def test_process_that_dies_without_warning_resumes_to_the_bit(tmp_path):
+    """The same with a real process and os._exit, which flushes and closes nothing."""
+    script = """
+import os, sys
+from transformers import TrainerCallback
+from tests.training.toy import toy_trainer
+class Die(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os._exit(9)
+toy_trainer(sys.argv[1], callbacks=[Die], save_strategy="steps", save_steps=2, max_steps=7).train()
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
+    assert subprocess.run(command, env=environment, cwd=root, capture_output=True, timeout=120).returncode == 9
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7}
+    resumed = toy_trainer(tmp_path / "killed", resume_from_checkpoint="true", **settings)
+    resumed.train()
+    whole = toy_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    assert torch.equal(resumed.params["head.w"], whole.params["head.w"])
+
+
+def test_resume_from_a_named_folder(tmp_path):
+    whole = toy_trainer(tmp_path / "a", **SAVING)
+    whole.train()
+    again = toy_trainer(tmp_path / "b", **SAVING, resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    again.train()
+    assert torch.equal(again.params["head.w"], whole.params["head.w"])
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete"])
+def test_damaged_checkpoint_is_named_and_passed_over(tmp_path, file, damage):
+    toy_trainer(tmp_path, **SAVING).train()
+    path = tmp_path / "checkpoint-7" / file
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "flip":
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(bytes(content))
+    else:
+        path.unlink()
+    with pytest.raises(DamagedCheckpoint, match=f"checkpoint-7.*{file}"):
+        read_checkpoint(tmp_path / "checkpoint-7")
+    with pytest.warns(UserWarning, match=f"checkpoint-7.*{file}"):
+        assert find_checkpoint(tmp_path).name == "checkpoint-6"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_damaged_manifest_is_found(tmp_path, content):
+    toy_trainer(tmp_path, **SAVING).train()
+    (tmp_path / "checkpoint-7" / "manifest.json").write_text(content)
+    with pytest.raises(DamagedCheckpoint, match="manifest"):
+        read_checkpoint(tmp_path / "checkpoint-7")
+
+
+def test_half_written_checkpoint_is_invisible_and_replaced(tmp_path):
+    aside = tmp_path / ".checkpoint-2.partial"
+    aside.mkdir(parents=True)
+    (aside / "params.safetensors").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == []
+    toy_trainer(tmp_path, **SAVING).train()
+    assert not aside.exists()
+    assert read_checkpoint(tmp_path / "checkpoint-2").state["global_step"] == 2
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    toy_trainer(tmp_path, **SAVING, hub_token="hf_secretsecret").train()
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert all(b"hf_secret" not in path.read_bytes() for path in files)
+    manifest = json.loads((tmp_path / "checkpoint-7" / "manifest.json").read_text())
+    assert set(manifest) == set(FILES)
+
+
+def test_save_total_limit_keeps_the_newest(tmp_path):
+    toy_trainer(tmp_path, **SAVING, save_total_limit=2).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-7"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [(None, 3, [1, 2, 3, 10]), (1, None, [10]), (1, 1, [1, 10]), (2, 1, [1, 10]), (3, 1, [1, 3, 10]), (1, 10, [10])],
+)
+def test_limit_never_deletes_the_best(tmp_path, limit, best, left):
+    content = Checkpoint({"w": torch.zeros(1)}, {}, {}, {})
+    for step in (1, 2, 3, 10):
+        write_checkpoint(tmp_path, step, content)
+    prune_checkpoints(tmp_path, limit, None if best is None else f"elsewhere/checkpoint-{best}")
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
+    toy_trainer(tmp_path, **SAVING).train()
+    with pytest.raises(ValueError, match=r"4 checkpoints of another run.*resume_from_checkpoint.*overwrite_output_dir"):
+        toy_trainer(tmp_path, **SAVING).train()
+    toy_trainer(tmp_path, **{**SAVING, "save_steps": 5}, overwrite_output_dir=True).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-7"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "seed=0.*seed=1"),
+        ({"meta_batch_size": 4}, "meta_batch_size=3.*meta_batch_size=4"),
+        ({"learning_rate": 0.2}, r"learning_rate=0\.1.*learning_rate=0\.2"),
+        ({"optim": "sgd"}, "optim='adamw'.*optim='sgd'"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path, settings, message):
+    toy_trainer(tmp_path, **SAVING).train()
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(tmp_path, **{**SAVING, **settings}).train(resume_from_checkpoint=True)
+
+
+def test_other_episodes_or_parameters_are_not_resumed(tmp_path):
+    toy_trainer(tmp_path, **SAVING).train()
+    args = toy_args(tmp_path, **SAVING, resume_from_checkpoint="true")
+    with pytest.raises(ValueError, match="other episodes"):
+        FewShotTrainer(ToyLearner(), args, ToySampler(n_way=2), toy_reader).train()
+
+    class Bigger(ToyLearner):
+        def init_params(self):
+            return {"head.w": torch.zeros(5, 5)}
+
+    with pytest.raises(ValueError, match=r"head\.w of shape \(4, 3\)"):
+        FewShotTrainer(Bigger(), args, ToySampler(), toy_reader).train()
+
+    class More(ToyLearner):
+        def init_params(self):
+            return {**super().init_params(), "head.b": torch.zeros(3)}
+
+    with pytest.raises(ValueError, match=r"head\.b"):
+        FewShotTrainer(More(), args, ToySampler(), toy_reader).train()
+
+
+def test_nothing_to_resume_from_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no sound checkpoint"):
+        toy_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+    with pytest.raises(FileNotFoundError, match="checkpoint-99"):
+        toy_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=tmp_path / "checkpoint-99")
+
+
+def test_a_damaged_best_leaves_the_last_parameters(tmp_path):
+    class Spoil(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            (Path(state.best_model_checkpoint) / "params.safetensors").write_bytes(b"")
+
+    trainer = toy_trainer(
+        tmp_path, callbacks=[Spoil], eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="damaged.*last step"):
+        trainer.train()
+    assert trainer.state.global_step == 6

@@ -21,6 +21,7 @@ HEAD_INITS = ("zero", "shared", "prototype")
 DISTANCES = ("cosine", "euclidean")
 LEARNERS = ("maml", "fomaml", "anil", "reptile", "protonet")
 INNER_RULES = ("sgd", "adam")
+DUPLICATES = ("error", "drop", "keep")
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -139,6 +140,10 @@ class EpisodeConfig:
         default=None, metadata={"help": "JSON with lists of class names under train, validation and test."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the class-disjoint splits where none are given."})
+    min_examples: int = field(default=1, metadata={"help": "Leave out classes with fewer examples than this."})
+    duplicates: str = field(
+        default="error", metadata={"help": f"What to do with a text that is in two splits: {', '.join(DUPLICATES)}."}
+    )
 
     n_way: int = field(default=5, metadata={"help": "Classes in an episode."})
     k_shot: int = field(default=1, metadata={"help": "Support examples a class in training episodes."})
@@ -153,6 +158,8 @@ class EpisodeConfig:
 
     def __post_init__(self) -> None:
         at_least("split_seed", self.split_seed, 0)
+        at_least("min_examples", self.min_examples, 1)
+        choice("duplicates", self.duplicates, DUPLICATES)
         at_least("n_way", self.n_way, 2)
         at_least("k_shot", self.k_shot, 1)
         at_least("n_query", self.n_query, 1)

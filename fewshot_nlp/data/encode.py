@@ -64,13 +64,18 @@ class TextEncoder:
     def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Stack token ids, padding on the tokenizer's side."""
         longest = max(map(len, token_ids))
-        input_ids = torch.full((len(token_ids), longest), self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for i, ids in enumerate(token_ids):
-            place = slice(longest - len(ids), None) if self.tokenizer.padding_side == "left" else slice(len(ids))
-            input_ids[i, place] = torch.tensor(ids)
-            attention_mask[i, place] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        left = self.tokenizer.padding_side == "left"
+        padding = [longest - len(ids) for ids in token_ids]
+
+        def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+            return torch.tensor(
+                [[value] * n + [*row] if left else [*row] + [value] * n for row, n in zip(rows, padding, strict=True)]
+            )
+
+        return {
+            "input_ids": pad(token_ids, self.tokenizer.pad_token_id),
+            "attention_mask": pad([[1] * len(ids) for ids in token_ids], 0),
+        }
 
 
 class HasPools(Protocol):

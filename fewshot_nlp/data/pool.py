@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from fewshot_nlp.config import EpisodeConfig, choice
+from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
 from fewshot_nlp.data.columns import checked_texts, class_names, find_columns
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
@@ -21,8 +22,6 @@ from fewshot_nlp.data.splits import (
     random_splits,
     read_split_file,
 )
-
-DUPLICATES = ("error", "drop", "keep")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +109,7 @@ def load_pools(
         ValueError, FileNotFoundError, TypeError, ImportError: bad input, named with the remedy.
     """
     choice("duplicates", duplicates, DUPLICATES)
+    at_least("min_examples", min_examples, 1)
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
     parts, found_name = open_dataset(dataset, dataset_config_name, revision)
@@ -118,17 +118,11 @@ def load_pools(
 
     first = next(iter(parts.values()))
     text_column, label_column = find_columns(first.features, text_column_name, label_column_name)
-    labels: list[str] = []
-    classes_by_part: dict[str, set[str]] = {}
-    for part_name, part in parts.items():
-        find_columns(part.features, text_column, label_column)
-        part_labels = class_names(part, label_column, len(labels))
-        classes_by_part[part_name] = set(part_labels)
-        labels += part_labels
+    labels_by_part = _labels_by_part(parts, text_column, label_column)
+    labels = [label for part_labels in labels_by_part.values() for label in part_labels]
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-
     merged = concatenate_datasets([part.select_columns([text_column]) for part in parts.values()])
     texts = checked_texts(merged, text_column)
 
@@ -137,7 +131,8 @@ def load_pools(
     if splits is not None:
         chosen = check_splits(splits, rows_by_class)
     else:
-        chosen = own_splits(classes_by_part) or random_splits(rows_by_class, split_seed, split_fractions)
+        own = own_splits({part_name: set(part_labels) for part_name, part_labels in labels_by_part.items()})
+        chosen = own or random_splits(rows_by_class, split_seed, split_fractions)
     split_rows = {
         split: {c: rows_by_class[c] for c in classes if len(rows_by_class[c]) >= min_examples}
         for split, classes in chosen.items()
@@ -164,17 +159,29 @@ def load_pools(
     }
 
 
-def load_pools_from_config(config: EpisodeConfig, **options) -> dict[str, Pool]:
-    """``load_pools`` with the settings of ``config``; ``options`` are further arguments of it."""
-    return load_pools(
-        config.dataset_name,
-        dataset_config_name=config.dataset_config_name,
-        text_column_name=config.text_column_name,
-        label_column_name=config.label_column_name,
-        split_file=config.split_file,
-        split_seed=config.split_seed,
-        **options,
-    )
+def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, Pool]:
+    """``load_pools`` with the settings of ``config``; ``options`` add to them or win over them."""
+    settings = {
+        "dataset_config_name": config.dataset_config_name,
+        "text_column_name": config.text_column_name,
+        "label_column_name": config.label_column_name,
+        "split_file": config.split_file,
+        "split_seed": config.split_seed,
+        "min_examples": config.min_examples,
+        "duplicates": config.duplicates,
+    }
+    return load_pools(config.dataset_name, **{**settings, **options})
+
+
+def _labels_by_part(parts: Mapping[str, Dataset], text_column: str, label_column: str) -> dict[str, list[str]]:
+    """Class names of the rows of each part, which may number its classes in its own way."""
+    labels: dict[str, list[str]] = {}
+    first_row = 0
+    for name, part in parts.items():
+        find_columns(part.features, text_column, label_column)
+        labels[name] = class_names(part, label_column, first_row)
+        first_row += part.num_rows
+    return labels
 
 
 def _shared_rows(

@@ -208,3 +208,23 @@ def test_settings_reach_the_pools(tmp_path):
     config.split_file, config.split_seed = None, 5
     expected = load_pools(config.dataset_name, text_column_name="said", label_column_name="kind", split_seed=5)
     assert load_pools_from_config(config)["test"].label_names == expected["test"].label_names
+
+
+def test_settings_say_what_to_leave_out(tmp_path):
+    shared_text_dataset().to_csv(tmp_path / "data.csv", index=False)
+    (tmp_path / "split.json").write_text('{"train": ["a"], "validation": ["b"], "test": ["c", "d"]}')
+    config = EpisodeConfig(dataset_name=str(tmp_path / "data.csv"), split_file=str(tmp_path / "split.json"))
+    with pytest.raises(ValueError, match="duplicates='drop'"):
+        load_pools_from_config(config)
+    config.duplicates = "drop"
+    assert load_pools_from_config(config)["train"].num_dropped == 1
+    assert load_pools_from_config(config, duplicates="keep")["train"].num_dropped == 0
+    config.min_examples = 2
+    with pytest.raises(ValueError, match="No class of the validation split has min_examples=2"):
+        load_pools_from_config(config)
+    with pytest.raises(ValueError, match="duplicates='x' is not known"):
+        EpisodeConfig(duplicates="x")
+    with pytest.raises(ValueError, match="min_examples=0 is out of range"):
+        EpisodeConfig(min_examples=0)
+    with pytest.raises(ValueError, match="min_examples=0 is out of range"):
+        load_pools(make_dataset(), min_examples=0)

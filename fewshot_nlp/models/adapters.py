@@ -123,9 +123,12 @@ def without_adapter(module: nn.Module) -> Iterator[nn.Module]:
     """The backbone as it was before the adapter."""
     if not isinstance(module, peft.PeftModel):
         yield module
-        return
-    with module.disable_adapter():
-        yield module
+    elif module.active_peft_config.is_prompt_learning:
+        # Prompts are added in front of an untouched backbone; PEFT's own switch expects a generating model here.
+        yield module.get_base_model()
+    else:
+        with module.disable_adapter():
+            yield module
 
 
 def peft_restores(module: nn.Module) -> bool:

@@ -129,8 +129,10 @@ class Learner(Protocol):
     ``params`` are the meta-parameters; a learner never writes to the tensors it is given.
     """
 
-    #: Whether the answer to one query may depend on the other queries beside it.
-    transductive: bool
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer to one query may depend on the other queries beside it."""
+        ...
 
     def init_params(self) -> dict[str, Tensor]:
         """Untrained meta-parameters: fresh, detached copies."""

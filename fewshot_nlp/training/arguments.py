@@ -148,10 +148,6 @@ class FewShotTrainingArguments:
             raise ValueError(
                 "load_best_model_at_end needs checkpoints, but save_strategy='no'. Set it to best or steps."
             )
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}. Use fewer warm-up steps."
-            )
         if self.baseline_episodes > self.test_episodes:
             self.baseline_episodes = self.test_episodes
 

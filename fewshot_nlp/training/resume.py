@@ -103,18 +103,23 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     return found
 
 
-def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) -> None:
-    """Make room for a new run: refuse to mix it with the checkpoints of another, or delete those when told to."""
+def check_output_dir(args: FewShotTrainingArguments) -> None:
+    """Raise ``ValueError`` where a new run would mix its checkpoints with those of another."""
     old = list_checkpoints(args.output_dir)
+    if old and not args.overwrite_output_dir and resume_folder(args, None) is None:
+        raise ValueError(
+            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give another output_dir, "
+            f"set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
+        )
+
+
+def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) -> None:
+    """Make room for a new run: delete the checkpoints of another where ``args`` says so, else refuse."""
+    check_output_dir(args)
     # No process may delete before all have looked.
     accelerator.wait_for_everyone()
-    if old and not args.overwrite_output_dir:
-        raise ValueError(
-            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give another "
-            f"output_dir, set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
-        )
     if accelerator.is_main_process:
-        for folder in old:
+        for folder in list_checkpoints(args.output_dir):
             shutil.rmtree(folder)
     accelerator.wait_for_everyone()
 

@@ -1,0 +1,1 @@
+"""The command line: settings from YAML and arguments, and the run that every recipe makes."""

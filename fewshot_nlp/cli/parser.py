@@ -1,0 +1,142 @@
+"""Settings from a recipe's YAML, another YAML and the command line; each wins over the one before.
+
+All settings are the fields of three dataclasses, so that a key is spelt the same in YAML, on the command line and in
+Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from fewshot_nlp.config import EpisodeConfig, FewShotConfig
+from fewshot_nlp.training.arguments import FewShotTrainingArguments
+from fewshot_nlp.training.checks import check_types
+
+
+class Settings(NamedTuple):
+    """Everything that a run is told."""
+
+    config: FewShotConfig
+    episodes: EpisodeConfig
+    args: FewShotTrainingArguments
+
+
+CLASSES: tuple[Any, ...] = (FewShotConfig, EpisodeConfig, FewShotTrainingArguments)
+NAMES = tuple(field.name for cls in CLASSES for field in fields(cls))
+OPTIONAL = frozenset(name for cls in CLASSES for name, hint in get_type_hints(cls).items() if "None" in str(hint))
+
+
+def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None) -> Settings:
+    """Settings from the YAML file ``recipe``, then ``--config FILE``, then the rest of ``argv``.
+
+    ``none`` or ``null`` on the command line unsets a setting that may be unset.
+
+    Raises:
+        ValueError: an unknown key or argument, with the nearest known one; a value of the wrong type or out of range.
+        FileNotFoundError: a YAML file that does not exist.
+        SystemExit: after ``--help``.
+    """
+    parser = _Parser(
+        CLASSES,
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
+        description="Every setting may stand in a YAML file or on the command line, which wins.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="A YAML file whose settings win over the recipe's own.")
+    chosen, _ = parser.parse_known_args(argv)
+    values: dict[str, Any] = {}
+    for path in (recipe, chosen.config):
+        if path is not None:
+            values |= read_yaml(path)
+    given, unset = _without_unset(argv)
+    # argparse converts defaults that are strings, so the 1e-4 that YAML takes for one becomes a number here.
+    parser.set_defaults(**values, **dict.fromkeys(unset))
+    *settings, _, rest = parser.parse_args_into_dataclasses(
+        args=given, return_remaining_strings=True, look_for_args_file=False
+    )
+    for argument in rest:
+        _refuse(argument.split("=")[0].lstrip("-").replace("-", "_") if argument.startswith("-") else None, argument)
+    for part in settings:
+        check_types(part)
+    return Settings(*settings)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file; every key is one of ``NAMES``.
+
+    Raises:
+        ValueError: not a mapping, an unknown key, or a key that stands twice.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no settings file {str(path)!r}. Give the path of a YAML file.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines, not a {type(content).__name__}.")
+    for key in content:
+        if key not in NAMES:
+            raise ValueError(f"{path} has an unknown key {key!r}.{_nearest(str(key))}")
+    return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Parser(HfArgumentParser):
+    """Errors are raised as ``ValueError`` instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take ``--name none`` out of ``argv`` where ``name`` may be unset; the rest, and those names."""
+    rest, unset = [], []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        flag, _, value = token.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if token.startswith("--") and name in OPTIONAL:
+            if "=" not in token and tokens and tokens[0].lower() in ("none", "null"):
+                tokens.pop(0)
+                unset.append(name)
+                continue
+            if value.lower() in ("none", "null"):
+                unset.append(name)
+                continue
+        rest.append(token)
+    return rest, unset
+
+
+def _refuse(name: str | None, argument: str) -> NoReturn:
+    if name is None:
+        raise ValueError(f"Unexpected argument {argument!r}. Settings are given as --NAME VALUE.")
+    raise ValueError(f"Unknown argument {argument!r}.{_nearest(name)}")
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), NAMES, n=1)
+    return f" Did you mean {near[0]!r}?" if near else " See --help for all settings."

@@ -1,0 +1,85 @@
+"""What a run prints: before training what will happen, after it what came out and what to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from fewshot_nlp.cli.parser import Settings
+from fewshot_nlp.data import Pool
+from fewshot_nlp.evaluation import results_table
+
+#: What a reader of a terminal takes in at a glance; the rest is in the folder.
+FILES = {
+    "adapter_model.safetensors": "the adapter, in PEFT's format",
+    "model.safetensors": "the backbone, all of it trained",
+    "results.json": "these numbers, and how they were measured",
+    "learning_curve.png": "training and validation, step by step",
+    "README.md": "a model card for the Hub",
+}
+
+
+def method_name(settings: Settings) -> str:
+    """``MAML on prompt_tuning``."""
+    names = {"protonet": "ProtoNet", "reptile": "Reptile"}
+    learner, adapter = settings.config.learner, settings.config.adapter
+    return f"{names.get(learner, learner.upper())} on {adapter if adapter != 'none' else 'its head alone'}"
+
+
+def announce(
+    settings: Settings, pools: Mapping[str, Pool], params: Mapping[str, Tensor], accelerator: Accelerator
+) -> None:
+    """Print data, model, method and length of the run."""
+    config, episodes, args = settings
+    splits = ", ".join(f"{len(pool.label_names)} {split}" for split, pool in pools.items())
+    sentences = sum(len(pool) for pool in pools.values())
+    adapter = _adapter(settings)
+    trained = sum(value.numel() for value in params.values())
+    shots = f"{episodes.k_shot}" + (f" to {episodes.max_k_shot}" if episodes.max_k_shot else "")
+    ways = f"{episodes.n_way}" + (f" to {episodes.max_n_way}" if episodes.max_n_way else "")
+    processes = accelerator.num_processes
+    where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
+    lines = {
+        "data": f"{pools['train'].name}: {sentences:,} texts; classes: {splits}, none shared",
+        "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
+        "adapter": f"{adapter}; {trained:,} trained parameters",
+        "method": f"{method_name(settings)}, {config.head} head"
+        + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
+        "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}-shot; {where}",
+    }
+    for name, text in lines.items():
+        print(f"{name:>9}  {text}")
+    print(flush=True)
+
+
+def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None) -> None:
+    """Print the table, where the files are, and how to load them."""
+    folder = Path(settings.args.output_dir)
+    print()
+    if results["test"]:
+        print(results_table(results["test"], name=method_name(settings)))
+        print()
+    print(f"Saved in {folder}:")
+    for name, meaning in FILES.items():
+        if (folder / name).is_file():
+            print(f"  {name:<26} {meaning}")
+    if repo_id is not None:
+        print(f"Pushed to {repo_id}.")
+    print(
+        "\nUse it on labels of your own:\n\n"
+        "  from fewshot_nlp import FewShotClassifier\n"
+        f'  classifier = FewShotClassifier.from_pretrained("{repo_id or folder}").fit(texts, labels)\n'
+        "  classifier.predict(new_texts)",
+        flush=True,
+    )
+
+
+def _adapter(settings: Settings) -> str:
+    config = settings.config
+    if config.adapter in ("prompt_tuning", "p_tuning", "prefix_tuning"):
+        return f"{config.adapter} of {config.num_virtual_tokens} virtual tokens"
+    return f"lora of rank {config.lora_r}" if config.adapter == "lora" else config.adapter

@@ -1,0 +1,230 @@
+"""The run that every recipe makes, from a data set to an adapter that can be loaded, shared and trusted.
+
+fewshot-nlp recipes/prompt_maml.yaml --max_steps 100
+accelerate launch recipes/prompt_maml.py --max_steps 100
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from fewshot_nlp.cli.parser import Settings, parse
+from fewshot_nlp.cli.report import announce, conclude
+from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
+from fewshot_nlp.evaluation import build_protocol, compare
+from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
+from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
+from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
+from fewshot_nlp.learners.baselines import FrozenFeatures
+from fewshot_nlp.training import FewShotTrainer
+from fewshot_nlp.training.accelerator import build_accelerator
+from fewshot_nlp.training.resume import check_output_dir, resume_folder
+from fewshot_nlp.types import Learner, Params
+
+#: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
+EVAL_SEED = 0
+
+
+@dataclass
+class Run:
+    """A run whose input was found good.
+
+    Attributes:
+        settings: what it was told.
+        pools: the data set's splits by name.
+        learner: the method on its model.
+        trainer: with learner, reader, training and validation episodes.
+        test: test episodes by ``"<k>-shot"``.
+        repo_id: full name of the repository to push to, on the main process.
+        command: how it was started.
+    """
+
+    settings: Settings
+    pools: dict[str, Pool]
+    learner: BaseLearner
+    trainer: FewShotTrainer
+    test: dict[str, EpisodeSampler]
+    repo_id: str | None = None
+    command: str | None = None
+
+
+def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) -> None:
+    """Run a recipe from the command line: ``fewshot-nlp [recipe.yaml] [--NAME VALUE ...]``.
+
+    Args:
+        argv: arguments; those of the process if not given.
+        recipe: the YAML file that a recipe brings; without it, the first argument may name one.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["fewshot-nlp", *given] if recipe is None else [*_launcher(recipe), *given])
+    if recipe is None and given and not given[0].startswith("-"):
+        recipe = given.pop(0)
+    try:
+        run = prepare(parse(given, recipe), command)
+    except (ValueError, OSError, ImportError) as error:
+        # Bad input has one line to say; where in the code it was found does not help.
+        raise SystemExit(f"error: {error}") from error
+    execute(run)
+
+
+def prepare(settings: Settings, command: str | None = None) -> Run:
+    """Check and load everything; nothing is trained yet.
+
+    Raises:
+        ValueError, OSError, ImportError: bad input, named with the remedy.
+    """
+    config, episodes, args = settings
+    accelerator = build_accelerator(args)
+    check_output_dir(args)
+    resume_folder(args, None)
+
+    # Data: pools of classes, and the addresses of episodes.
+    with accelerator.main_process_first():
+        pools = load_pools_from_config(episodes)
+    train = EpisodeSampler(
+        _split(pools, "train", "max_steps"),
+        n_way=episodes.n_way,
+        k_shot=episodes.k_shot,
+        n_query=episodes.n_query,
+        max_n_way=episodes.max_n_way,
+        max_k_shot=episodes.max_k_shot,
+        seed=args.seed,
+    )
+
+    def samplers(split: str, setting: str) -> dict[str, EpisodeSampler]:
+        pool = _split(pools, split, setting)
+        shape = {"n_way": episodes.eval_n_way or episodes.n_way, "n_query": episodes.eval_n_query, "seed": EVAL_SEED}
+        return {f"{shot}-shot": EpisodeSampler(pool, k_shot=shot, **shape) for shot in episodes.eval_k_shots}
+
+    validation = samplers("validation", "eval_strategy: no") if args.eval_strategy != "no" else {}
+    test = samplers("test", "test_episodes: 0") if args.test_episodes else {}
+
+    # Model: backbone, adapter, head and method in one learner.
+    learner = build_learner(config, seed=args.seed)
+    reader = EpisodeReader(pools, TextEncoder(learner.model.tokenizer, config.max_length))
+    trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
+    repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
+    return Run(settings, pools, learner, trainer, test, repo_id, command)
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Train, test against the baselines on held-out classes, save to ``output_dir``, and print what came out.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    episodes, args = run.settings.episodes, run.settings.args
+    learner, trainer, accelerator = run.learner, run.trainer, run.trainer.accelerator
+    is_main = accelerator.is_main_process
+    if is_main:
+        announce(run.settings, run.pools, trainer.params, accelerator)
+    output = trainer.train()
+
+    # Test: the learner and the baselines on the same episodes of classes that were never trained on.
+    baselines = _baselines(learner)
+    levels = {name: trainer.evaluate_on(specs, baselines["prototypes"]) for name, specs in trainer.eval_specs.items()}
+    if is_main and run.test:
+        print(f"\nTesting on {len(run.pools['test'].label_names)} classes that were not seen in training:", flush=True)
+    results: dict[str, Any] = {
+        "protocol": build_protocol(
+            run.pools,
+            n_way=episodes.eval_n_way or episodes.n_way,
+            shots=episodes.eval_k_shots,
+            n_query=episodes.eval_n_query,
+            episodes=args.test_episodes,
+            seed=EVAL_SEED,
+            transductive=learner.transductive,
+        ),
+        "test": {name: _test(trainer, name, sampler, baselines) for name, sampler in run.test.items()},
+        "training": {
+            "steps": output.global_step,
+            "best_step": trainer.state.best_global_step,
+            "episodes": output.global_step * args.episodes_per_step,
+            **output.metrics,
+        },
+    }
+
+    if is_main:
+        folder = Path(args.output_dir)
+        info = AdapterInfo(
+            label_names=run.pools["train"].label_names,
+            datasets=[run.pools["train"].name],
+            language=[episodes.dataset_config_name or "en"] if episodes.dataset_name == "home_intents" else [],
+            results=results,
+            command=run.command,
+            learning_curve=_draw(trainer, folder / "learning_curve.png", {n: r.accuracy for n, r in levels.items()}),
+        )
+        adapter = FewShotAdapter(learner, trainer.detached_params(), info)
+        adapter.save_pretrained(folder)
+        if run.repo_id is not None:
+            adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
+        conclude(run.settings, results, run.repo_id)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def _baselines(learner: BaseLearner) -> dict[str, Learner]:
+    """What the result is shown beside; every one of them starts from the untrained backbone."""
+    features = FrozenFeatures(learner.model)
+    found: dict[str, Learner] = {
+        "prototypes": FrozenPrototypes(features),
+        "logistic_regression": LogisticRegression(features),
+    }
+    if learner.model.trainable:
+        found["fine_tuning"] = FineTuning.like(learner)
+    return found
+
+
+def _test(
+    trainer: FewShotTrainer, name: str, sampler: EpisodeSampler, baselines: Mapping[str, Learner]
+) -> dict[str, Any]:
+    """One number of shots: the trained learner and the baselines on the same episodes."""
+    specs = [sampler[i] for i in range(trainer.args.test_episodes)]
+    shown = not trainer.args.disable_tqdm
+    result = trainer.evaluate_on(specs, progress=shown)
+    answers = {}
+    for baseline, learner in baselines.items():
+        few = baseline == "fine_tuning"
+        mine = specs[: trainer.args.baseline_episodes] if few else specs
+        if mine:
+            start: Params = {key: value.to(trainer.accelerator.device) for key, value in learner.init_params().items()}
+            answers[baseline] = trainer.evaluate_on(mine, learner, start, progress=shown and few)
+    return compare(result, answers)
+
+
+def _draw(trainer: FewShotTrainer, path: Path, baselines: Mapping[str, float]) -> Path | None:
+    """The learning curve; nothing where nothing was logged."""
+    accuracy, loss = curves_from_log_history(trainer.state.log_history)
+    if not any(accuracy.values()):
+        return None
+    one = len(baselines) == 1
+    levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
+    return learning_curve(path, accuracy, baselines=levels, loss=loss, title=f"{trainer.args.output_dir}")
+
+
+def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:
+    if split not in pools:
+        raise ValueError(f"The data set has no {split} classes, only {', '.join(pools)}. Give some, or set {setting}.")
+    return pools[split]
+
+
+def _claim_repository(settings: Settings) -> str:
+    """Make the repository before training, so that a token without access is not found out after it."""
+    args = settings.args
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    api = HfApi(token=args.hub_token)
+    return api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
+def _launcher(recipe: str | Path) -> list[str]:
+    """``accelerate launch recipes/<name>.py`` for the YAML of that recipe."""
+    script = Path(recipe).with_suffix(".py")
+    return ["accelerate", "launch", f"{script.parent.name}/{script.name}"]

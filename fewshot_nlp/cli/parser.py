@@ -51,14 +51,14 @@ def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | Non
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file whose settings win over the recipe's own.")
-    chosen, _ = parser.parse_known_args(argv)
+    given, unset = _without_unset(argv)
+    chosen, _ = parser.parse_known_args(given)
     values: dict[str, Any] = {}
     for path in (recipe, chosen.config):
         if path is not None:
             values |= read_yaml(path)
-    given, unset = _without_unset(argv)
     # argparse converts defaults that are strings, so the 1e-4 that YAML takes for one becomes a number here.
-    parser.set_defaults(**values, **dict.fromkeys(unset))
+    parser.set_defaults(**(values | dict.fromkeys(unset)))
     *settings, _, rest = parser.parse_args_into_dataclasses(
         args=given, return_remaining_strings=True, look_for_args_file=False
     )

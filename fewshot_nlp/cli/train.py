@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.report import announce, conclude
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
-from fewshot_nlp.evaluation import build_protocol, compare
+from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
@@ -26,7 +26,7 @@ from fewshot_nlp.learners.baselines import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.resume import check_output_dir, resume_folder
-from fewshot_nlp.types import Learner, Params
+from fewshot_nlp.types import EpisodeSpec, Learner
 
 #: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
 EVAL_SEED = 0
@@ -131,7 +131,7 @@ def execute(run: Run) -> dict[str, Any]:
     baselines = _baselines(learner)
     levels = {name: trainer.evaluate_on(specs, baselines["prototypes"]) for name, specs in trainer.eval_specs.items()}
     if is_main and run.test:
-        print(f"\nTesting on {len(run.pools['test'].label_names)} classes that were not seen in training:", flush=True)
+        print(f"\nTesting on {len(run.pools['test'].label_names)} classes that were not seen in training", flush=True)
     results: dict[str, Any] = {
         "protocol": build_protocol(
             run.pools,
@@ -188,15 +188,21 @@ def _test(
 ) -> dict[str, Any]:
     """One number of shots: the trained learner and the baselines on the same episodes."""
     specs = [sampler[i] for i in range(trainer.args.test_episodes)]
-    shown = not trainer.args.disable_tqdm
-    result = trainer.evaluate_on(specs, progress=shown)
+
+    def answer(method: str, specs: list[EpisodeSpec], learner: Learner | None = None) -> EvaluationResult:
+        if trainer.accelerator.is_main_process:
+            print(f"  {name}, {method}", flush=True)
+        device = trainer.accelerator.device
+        start = None if learner is None else {key: value.to(device) for key, value in learner.init_params().items()}
+        return trainer.evaluate_on(specs, learner, start, progress=not trainer.args.disable_tqdm)
+
+    result = answer("the trained learner", specs)
     answers = {}
     for baseline, learner in baselines.items():
-        few = baseline == "fine_tuning"
-        mine = specs[: trainer.args.baseline_episodes] if few else specs
-        if mine:
-            start: Params = {key: value.to(trainer.accelerator.device) for key, value in learner.init_params().items()}
-            answers[baseline] = trainer.evaluate_on(mine, learner, start, progress=shown and few)
+        # Fine-tuning takes many steps a task.
+        share = specs[: trainer.args.baseline_episodes] if baseline == "fine_tuning" else specs
+        if share:
+            answers[baseline] = answer(baseline, share, learner)
     return compare(result, answers)
 
 

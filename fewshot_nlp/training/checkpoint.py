@@ -86,8 +86,14 @@ def write_checkpoint(output_dir: str | Path, step: int, checkpoint: Checkpoint) 
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Raise ``DamagedCheckpoint``, naming the first file that is missing or not what the manifest says."""
+    """Raise ``DamagedCheckpoint``, naming the first file that is missing or not what the manifest says.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no checkpoint folder {str(folder)!r}. Give the path of a checkpoint-<step>.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -114,8 +120,6 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         DamagedCheckpoint: if a file is missing or changed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no checkpoint folder {str(folder)!r}. Give the path of a checkpoint-<step>.")
     check_checkpoint(folder)
     return Checkpoint(
         load_file(folder / PARAMS),

@@ -19,6 +19,7 @@ from transformers.trainer_callback import ExportableState
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
     Checkpoint,
+    check_checkpoint,
     find_checkpoint,
     list_checkpoints,
     prune_checkpoints,
@@ -93,7 +94,9 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     if not wanted or str(wanted).lower() in ("false", "none"):
         return None
     if str(wanted).lower() != "true":
-        return Path(str(wanted))
+        folder = Path(str(wanted))
+        check_checkpoint(folder)
+        return folder
     found = find_checkpoint(args.output_dir)
     if found is None:
         raise ValueError(

@@ -1,0 +1,217 @@
+"""From a command line to a folder that can be loaded, on a tiny BERT and made-up sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.train import main
+from fewshot_nlp.hub import FewShotAdapter
+from tests.hub.hub_server import HubServer
+from tests.tiny import WORDS
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    """Twelve classes of ten sentences, told apart by their words."""
+    path = tmp_path_factory.mktemp("data") / "sentences.jsonl"
+    rng = random.Random(0)
+    pairs = [(a, b) for i, a in enumerate(WORDS) for b in WORDS[i + 1 :]][:12]
+    lines = []
+    for i in range(10):
+        for a, b in pairs:
+            words = [a, b, *rng.choices(WORDS, k=3), str(i)]
+            lines.append(json.dumps({"text": " ".join(words), "label": f"{a} {b}"}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path, bert_folder, data_file):
+    """Arguments of a run of a second."""
+    settings = {
+        "model_name_or_path": bert_folder, "dataset_name": data_file, "duplicates": "keep", "n_way": 2, "n_query": 2,
+        "eval_n_query": 2, "lora_r": 2, "num_virtual_tokens": 2, "max_steps": 4, "meta_batch_size": 2,
+        "eval_steps": 2, "eval_episodes": 3, "test_episodes": 4, "baseline_episodes": 2, "logging_steps": 1,
+        "max_k_shot": "none", "k_shot": 1, "output_dir": tmp_path / "out",
+    }  # fmt: skip
+    argv = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
+    return [*argv, "--eval_k_shots", "1", "3", "--use_cpu"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(recipe), *tiny])
+    runpy.run_path(str(recipe), run_name="__main__")
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "fewshot_config.json", "README.md", "results.json", "learning_curve.png",
+    } <= names  # fmt: skip
+
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["test"]) == {"1-shot", "3-shot"}
+    for entry in results["test"].values():
+        assert 0 <= entry["accuracy"] <= 1
+        assert entry["ci95"] >= 0
+        assert entry["episodes"] == 4
+        assert set(entry["baselines"]) == {"prototypes", "logistic_regression", "fine_tuning"}
+        assert set(entry["paired_gain"]) >= {"mean", "ci95"}
+        gain = entry["accuracy"] - entry["baselines"]["prototypes"]["accuracy"]
+        assert entry["paired_gain"]["mean"] == pytest.approx(gain)
+    assert results["training"]["steps"] == 4
+
+    manifest = json.loads((out / "fewshot_config.json").read_text())
+    assert manifest["command"].startswith(f"accelerate launch recipes/{recipe.name} --model_name_or_path")
+    assert set(manifest["label_names"]).isdisjoint(results["protocol"]["classes"])
+    adapter = FewShotAdapter.from_pretrained(out)
+    assert adapter.config == parse(tiny, recipe.with_suffix(".yaml")).config
+    assert list(out.glob("checkpoint-*"))
+
+    shown = capsys.readouterr().out
+    for piece in ("trained parameters", "prototypes", "gain over prototypes", "±", f'from_pretrained("{out}")'):
+        assert piece in shown
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_how_to_run_it(recipe):
+    header = recipe.read_text().split('"""')[1]
+    assert f"accelerate launch recipes/{recipe.name}" in header
+    assert "Prints" in header
+    assert len(recipe.read_text().splitlines()) < 40
+    settings = parse([], recipe.with_suffix(".yaml"))
+    assert settings.args.output_dir == f"output/{recipe.stem}"
+    assert settings.args.test_episodes == 600
+
+
+def test_saved_parameters_are_those_of_the_best_validation(tiny, tmp_path):
+    main([*tiny, "--adapter", "lora", "--save_strategy", "best", "--load_best_model_at_end", "--learning_rate", "0.1"])
+    out = tmp_path / "out"
+    best = json.loads((out / "results.json").read_text())["training"]["best_step"]
+    saved = load_file(out / f"checkpoint-{best}" / "params.safetensors")
+    adapter = FewShotAdapter.from_pretrained(out)
+    assert saved.keys() == adapter.params.keys()
+    assert all(torch.equal(saved[name], adapter.params[name]) for name in saved)
+    start = adapter.learner.init_params()
+    assert any(not torch.equal(saved[name], start[name]) for name in saved)
+
+
+def test_resumed_run_ends_with_the_same_files(tiny, tmp_path):
+    saving = ["--save_strategy", "steps", "--save_steps", "2", "--adapter", "lora"]
+    main([*tiny, *saving])
+    adapter = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    main([*tiny, *saving, "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == adapter
+
+
+def test_without_test_episodes_nothing_is_claimed(tiny, tmp_path, capsys):
+    main([*tiny, "--test_episodes", "0", "--eval_strategy", "no"])
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["test"] == {}
+    assert "gain over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--n_way", "50"], "n_way=50"),
+        (["--n_query", "50"], "too few examples"),
+        (["--text_column_name", "sentence"], "sentence"),
+        (["--dataset_name", "nowhere/at_all.csv"], "nowhere/at_all.csv"),
+        (["--model_name_or_path", "nowhere"], "nowhere"),
+        (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
+        (["--output_dir", "/proc/self/out"], "output_dir='/proc/self/out'"),
+        (["--report_to", "tensorbord"], "report_to='tensorbord'"),
+        (["--resume_from_checkpoint", "true"], "no sound checkpoint"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere"),
+        (["--learner", "anil", "--head", "prototype"], "head='prototype'"),
+        (["--metric_for_best_model", "f1"], "metric_for_best_model='f1'"),
+        (["--lora_target_modules", "nothing", "--adapter", "lora"], "nothing"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_before_training(tiny, tmp_path, argv, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*tiny, *argv])
+    text = str(stopped.value)
+    assert text.startswith("error: ")
+    assert message in text
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_folder_of_another_run_or_model_is_refused_before_training(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*tiny, "--save_strategy", "steps"])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="overwrite_output_dir: true"):
+        main(tiny)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert capsys.readouterr().out == ""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([*tiny, "--overwrite_output_dir", "--max_steps", "2", "--save_strategy", "steps"])
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_console_script_takes_a_recipe(tiny, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("learner: protonet\nhead: prototype\nadapter: none\nmax_steps: 1\nlearning_rate: 1e-2\n")
+    at = tiny.index("--max_steps")
+    main([str(recipe), *tiny[:at], *tiny[at + 2 :], "--test_episodes", "2"])
+    manifest = json.loads((tmp_path / "out" / "fewshot_config.json").read_text())
+    assert manifest["config"]["learner"] == "protonet"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["steps"] == 1
+    assert manifest["command"].startswith(f"fewshot-nlp {recipe} ")
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["hf_writewritewrite", "hf_readreadread"])
+def test_push_at_the_end_or_refusal_before_the_start(tiny, tmp_path, token):
+    """In a process of its own, as huggingface_hub reads where the Hub is when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    pushing = ["--push_to_hub", "--hub_model_id", "mine", "--hub_token", token]
+    with HubServer({"hf_writewritewrite": "write", "hf_readreadread": "read"}) as hub:
+        command = [sys.executable, str(ROOT / "recipes" / "prompt_maml.py"), *tiny, *pushing]
+        environment["HF_ENDPOINT"] = hub.url
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        if "read" in token:
+            assert done.returncode == 1
+            assert "403" in done.stderr
+            assert "Traceback" not in done.stderr
+            assert done.stdout == ""
+        else:
+            assert done.returncode == 0, done.stderr
+            assert 'from_pretrained("tester/mine")' in done.stdout
+            assert {"README.md", "fewshot_config.json", "results.json"} <= set(hub.files("tester/mine"))
+    assert token not in done.stdout + done.stderr
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path

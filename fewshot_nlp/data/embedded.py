@@ -28,19 +28,18 @@ from fewshot_nlp.data.splits import SPLITS, random_splits
 MIN_SENTENCES = 20
 MAX_SENTENCES = 200
 #: Part of the cache key: raise it when the code below would build something else.
-BUILD = 1
+BUILD = 2
 
-#: First match wins: intents of one subject stay together, so that no test intent has a sibling in training.
+#: First match wins: intents of one subject stay together, so that no test intent has a sibling in training. Every split
+#: has families of siblings (timers; lists; media), which make its episodes hard, and intents that stand alone.
 SUBJECTS = {
-    "Timer": "test",
+    "Media": "test",
+    "Volume": "test",
     "Vacuum": "test",
-    "LawnMower": "test",
-    "Weather": "test",
-    "Climate": "validation",
-    "Fan": "validation",
-    "Light": "validation",
-    "Position": "validation",
-    "Broadcast": "validation",
+    "Broadcast": "test",
+    "List": "validation",
+    "LawnMower": "validation",
+    "Weather": "validation",
     "CurrentDate": "validation",
     "CurrentTime": "validation",
 }

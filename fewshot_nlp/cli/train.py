@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.cli.report import announce, conclude
+from fewshot_nlp.cli.report import announce, conclude, method_name
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
@@ -159,7 +159,7 @@ def execute(run: Run) -> dict[str, Any]:
             language=[episodes.dataset_config_name or "en"] if episodes.dataset_name == "home_intents" else [],
             results=results,
             command=run.command,
-            learning_curve=_draw(trainer, folder / "learning_curve.png", {n: r.accuracy for n, r in levels.items()}),
+            learning_curve=_draw(run, folder / "learning_curve.png", {n: r.accuracy for n, r in levels.items()}),
         )
         adapter = FewShotAdapter(learner, trainer.detached_params(), info)
         adapter.save_pretrained(folder)
@@ -206,14 +206,15 @@ def _test(
     return compare(result, answers)
 
 
-def _draw(trainer: FewShotTrainer, path: Path, baselines: Mapping[str, float]) -> Path | None:
-    """The learning curve; nothing where nothing was logged."""
-    accuracy, loss = curves_from_log_history(trainer.state.log_history)
-    if not any(accuracy.values()):
+def _draw(run: Run, path: Path, baselines: Mapping[str, float]) -> Path | None:
+    """The learning curve, with the untrained accuracies on the same validation episodes; nothing without a log."""
+    accuracy, loss = curves_from_log_history(run.trainer.state.log_history)
+    if not accuracy:
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    return learning_curve(path, accuracy, baselines=levels, loss=loss, title=f"{trainer.args.output_dir}")
+    title = f"{method_name(run.settings)}, {run.pools['train'].name}"
+    return learning_curve(path, accuracy, baselines=levels, loss=loss, title=title)
 
 
 def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
+from fewshot_nlp.config import CONFIG_NAME
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
     Checkpoint,
@@ -107,12 +108,19 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
 
 
 def check_output_dir(args: FewShotTrainingArguments) -> None:
-    """Raise ``ValueError`` where a new run would mix its checkpoints with those of another."""
-    old = list_checkpoints(args.output_dir)
-    if old and not args.overwrite_output_dir and resume_folder(args, None) is None:
+    """Raise ``ValueError`` where a new run would mix its files with those of another run or model."""
+    folder = Path(args.output_dir)
+    is_adapter = (folder / CONFIG_NAME).exists()
+    if (folder / "config.json").exists() and not is_adapter:
         raise ValueError(
-            f"output_dir={args.output_dir!r} holds {len(old)} checkpoints of another run. Give another output_dir, "
-            f"set resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
+            f"output_dir={args.output_dir!r} holds another model (config.json), which an adapter beside it would "
+            f"break. Give another output_dir."
+        )
+    found = [path.name for path in list_checkpoints(folder)] + [CONFIG_NAME] * is_adapter
+    if found and not args.overwrite_output_dir and resume_folder(args, None) is None:
+        raise ValueError(
+            f"output_dir={args.output_dir!r} holds another run ({found[-1]}). Give another output_dir, set "
+            f"resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
         )
 
 

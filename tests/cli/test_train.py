@@ -215,3 +215,23 @@ def test_push_at_the_end_or_refusal_before_the_start(tiny, tmp_path, token):
     assert token not in done.stdout + done.stderr
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_on_two_ranks_one_writes_and_prints(tiny, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, str(ROOT / "recipes" / "lora_maml.py"), *tiny, "--disable_tqdm"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "cpu, 2 processes" in done.stdout
+    assert done.stdout.count("gain over prototypes") == done.stdout.count("step 4/4: loss") == 1
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    main([*tiny, "--config", str(ROOT / "recipes" / "lora_maml.yaml"), "--output_dir", str(tmp_path / "alone")])
+    alone = json.loads((tmp_path / "alone" / "results.json").read_text())
+    for shots, entry in alone["test"].items():
+        assert results["test"][shots]["accuracy"] == pytest.approx(entry["accuracy"])
+        assert results["test"][shots]["baselines"]["prototypes"]["loss"] == pytest.approx(
+            entry["baselines"]["prototypes"]["loss"], rel=1e-5
+        )

@@ -158,10 +158,20 @@ def test_limit_never_deletes_the_best(tmp_path, limit, best, left):
 
 def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     toy_trainer(tmp_path, **SAVING).train()
-    with pytest.raises(ValueError, match=r"4 checkpoints of another run.*resume_from_checkpoint.*overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"another run \(checkpoint-7\).*resume_from_checkpoint.*overwrite_output_dir"):
         toy_trainer(tmp_path, **SAVING).train()
     toy_trainer(tmp_path, **{**SAVING, "save_steps": 5}, overwrite_output_dir=True).train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-7"]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("config.json", "another model"), ("fewshot_config.json", "overwrite_output_dir")]
+)
+def test_a_new_run_does_not_write_over_a_model(tmp_path, file, message):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(tmp_path, **SAVING).train()
+    assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize(

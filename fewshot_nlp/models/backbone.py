@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -78,7 +79,7 @@ def load_backbone(name_or_path: str, revision: str | None = None, **kwargs: Any)
         The module in evaluation mode, without gradients, in float32; and the tokenizer.
 
     Raises:
-        OSError: neither a folder with a model nor a repository that can be reached.
+        OSError: neither a folder with a sound model nor a repository that can be reached.
     """
     source = packaged_backbone(name_or_path) if revision is None else None
     options = {"revision": revision, **kwargs} if source is None else {}
@@ -87,7 +88,7 @@ def load_backbone(name_or_path: str, revision: str | None = None, **kwargs: Any)
         with _no_progress_bar():
             module = AutoModel.from_pretrained(path, attn_implementation=ATTENTION, dtype="float32", **options)
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
         raise OSError(
             f"Cannot load the backbone {name_or_path!r}: {str(error).splitlines()[0]} "

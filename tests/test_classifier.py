@@ -41,7 +41,7 @@ def bag_of_words(folder, seed=0):
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=48,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         initializer_range=0.02,
     )
     with torch.random.fork_rng():

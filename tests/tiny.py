@@ -38,7 +38,7 @@ def tiny_bert(folder: Path, seed: int = 0) -> str:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         initializer_range=0.3,
     )
     with torch.random.fork_rng():

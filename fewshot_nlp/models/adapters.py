@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,9 @@ from fewshot_nlp.config import FewShotConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+#: What transformers calls a table of learned positions.
+POSITION_EMBEDDINGS = ("position_embeddings", "wpe")
 
 #: Query and value projections where PEFT knows none.
 LORA_TARGETS = {
@@ -70,6 +74,15 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
     return None
 
 
+def position_limit(module: nn.Module) -> int | None:
+    """Longest input, in tokens, that the backbone's learned position embeddings hold; ``None`` if it has none."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_EMBEDDINGS:
+            # RoBERTa and its kin number positions from behind the padding index.
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return None
+
+
 def build_adapter(
     module: Any,
     config: FewShotConfig,
@@ -82,7 +95,7 @@ def build_adapter(
     Args:
         module: backbone; its ``name_or_path`` is what the adapter records as its base.
         config: its ``adapter`` decides, unless ``peft_config`` is given.
-        peft_config: any PEFT configuration object.
+        peft_config: any PEFT configuration object; it is copied, so that it can serve another backbone too.
         tokenizer_source: where a soft prompt that starts at a text finds its tokenizer; the backbone if not given.
         seed: of the random start; the global generator is left as it was.
 
@@ -90,10 +103,16 @@ def build_adapter(
         ValueError: the adapter does not fit the backbone.
     """
     source = tokenizer_source or module.name_or_path
-    settings: Any = peft_config or peft_config_for(config, module, source)
+    settings: Any = copy.deepcopy(peft_config) or peft_config_for(config, module, source)
     if settings is None:
         return module.requires_grad_(config.adapter == "full")
     settings.inference_mode = False
+    limit = position_limit(module)
+    if settings.is_prompt_learning and limit is not None and settings.num_virtual_tokens + config.max_length > limit:
+        raise ValueError(
+            f"num_virtual_tokens={settings.num_virtual_tokens} and max_length={config.max_length} together exceed the "
+            f"{limit} positions of the backbone {module.name_or_path!r}. Lower one of the two."
+        )
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ def trainable(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
 
 
+def check_names(params: Params, names: Set[str]) -> None:
+    """Raise ``KeyError`` unless ``params`` has exactly the entries ``names``."""
+    if params.keys() != names:
+        unknown, missing = sorted(params.keys() - names), sorted(names - params.keys())
+        raise KeyError(f"Parameters do not fit the model: unknown {unknown[:5]}, missing {missing[:5]}.")
+
+
 def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: Any) -> Any:
     """``module(**inputs)`` with the parameters ``names`` replaced by ``params``; the others stay frozen.
 
     ``torch.func.functional_call`` ignores names it does not know, which silently trains nothing; here a missing or
     an unknown name raises ``KeyError``.
     """
-    if params.keys() != set(names):
-        unknown, missing = sorted(params.keys() - set(names)), sorted(set(names) - params.keys())
-        raise KeyError(f"Parameters do not fit the model: unknown {unknown[:5]}, missing {missing[:5]}.")
+    check_names(params, set(names))
     return torch.func.functional_call(module, dict(params), kwargs=inputs)

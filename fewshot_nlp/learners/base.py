@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State
@@ -27,9 +30,14 @@ def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
 
 
+def recordable(tensor: Tensor) -> Tensor:
+    """``tensor`` as autograd can record it, also where it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def differentiable(params: Params) -> dict[str, Tensor]:
     """Leaves with the values of ``params``, to differentiate with respect to."""
-    return {name: value.detach().requires_grad_() for name, value in params.items()}
+    return {name: recordable(value).detach().requires_grad_() for name, value in params.items()}
 
 
 class BaseLearner(ABC):
@@ -52,6 +60,11 @@ class BaseLearner(ABC):
         device = self.model.device
         return {**self.model.init_params(), **{n: v.to(device) for n, v in self.head.init_params().items()}}
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the meta-parameters."""
+        return frozenset(self.init_params())
+
     @abstractmethod
     def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
         """State of the task, as a differentiable function of ``params``.
@@ -60,7 +73,10 @@ class BaseLearner(ABC):
         """
 
     def adapt(self, params: Params, support: Batch) -> State:
-        with torch.enable_grad():
+        check_names(params, self.names)
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = {name: recordable(tensor) for name, tensor in support.inputs.items()}
+            support = replace(support, inputs=inputs, labels=recordable(support.labels))
             state = self._adapt(differentiable(params), support, create_graph=False)
         return {name: value.detach() for name, value in state.items()}
 
@@ -69,6 +85,7 @@ class BaseLearner(ABC):
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
+        check_names(params, self.names)
         parts = [self._episode_grad(params, episode) for episode in episodes]
         if not parts:
             zero = next(iter(params.values())).new_zeros(())

@@ -86,7 +86,9 @@ class FewShotConfig:
     head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
 
     learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
-    inner_rule: str = field(default="sgd", metadata={"help": f"Update rule of the inner loop: {', '.join(INNER_RULES)}."})
+    inner_rule: str = field(
+        default="sgd", metadata={"help": f"Update rule of the inner loop: {', '.join(INNER_RULES)}."}
+    )
     inner_steps: int = field(default=1, metadata={"help": "Inner-loop steps on the support set."})
     inner_learning_rate: float = field(default=0.1, metadata={"help": "Inner step size of the adapter."})
     head_learning_rate: float | None = field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,26 @@ def position_limit(module: nn.Module) -> int | None:
     return None
 
 
+def fit_prompt(module: Any, settings: Any, max_length: int) -> None:
+    """Set the sizes of a prompt to the backbone's; ``ValueError`` where the backbone cannot take it."""
+    prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
+    # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
+    settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
+    settings.num_layers = module.config.num_hidden_layers
+    settings.num_attention_heads = module.config.num_attention_heads
+    if prefix and "past_key_values" not in inspect.signature(module.forward).parameters:
+        raise ValueError(
+            f"Prefix tuning needs a backbone that takes past_key_values; model type {module.config.model_type!r} does "
+            f"not, and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
+        )
+    limit = position_limit(module)
+    if limit is not None and settings.num_virtual_tokens + max_length > limit:
+        raise ValueError(
+            f"num_virtual_tokens={settings.num_virtual_tokens} and max_length={max_length} together exceed the "
+            f"{limit} positions of the backbone {module.name_or_path!r}. Lower one of the two."
+        )
+
+
 def build_adapter(
     module: Any,
     config: FewShotConfig,
@@ -107,12 +128,8 @@ def build_adapter(
     if settings is None:
         return module.requires_grad_(config.adapter == "full")
     settings.inference_mode = False
-    limit = position_limit(module)
-    if settings.is_prompt_learning and limit is not None and settings.num_virtual_tokens + config.max_length > limit:
-        raise ValueError(
-            f"num_virtual_tokens={settings.num_virtual_tokens} and max_length={config.max_length} together exceed the "
-            f"{limit} positions of the backbone {module.name_or_path!r}. Lower one of the two."
-        )
+    if settings.is_prompt_learning:
+        fit_prompt(module, settings, config.max_length)
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source

@@ -54,7 +54,7 @@ class BaseLearner(ABC):
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         self.config = config
         self.model = model
-        self.head: Head = build_head(config, model.hidden_size)
+        self.head: Head = build_head(config)
 
     def init_params(self) -> dict[str, Tensor]:
         device = self.model.device

@@ -13,19 +13,17 @@ from __future__ import annotations
 import torch
 
 from fewshot_nlp.learners.gradient import GradientLearner, meta_difference
-from fewshot_nlp.models.heads import SHARED, WEIGHT
 from fewshot_nlp.types import Episode, MetaGrad, Params
 
 
 class Reptile(GradientLearner):
-    """Reptile over the adapter; a shared head start follows the mean of the adapted rows. The scale stays as it is."""
+    """Reptile over the adapter. The scale of the logits, which no task changes, stays as it is."""
 
     second_order = False
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         state = self.adapt(params, episode.support)
-        moved = {**state, SHARED: state[WEIGHT].mean(dim=0)} if SHARED in params else state
         with torch.no_grad():
             logits = self.predict(params, state, episode.query)
-            grads = meta_difference(params, [moved])
+            grads = meta_difference(params, [state])
         return self._part(grads, logits, episode)

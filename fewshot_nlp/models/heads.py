@@ -17,7 +17,6 @@ from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.types import Params
 
 SCALE = "head.log_scale"
-SHARED = "head.shared"
 WEIGHT = "head.weight"
 BIAS = "head.bias"
 
@@ -51,7 +50,7 @@ class PrototypeHead:
 
     fast = False
 
-    def __init__(self, config: FewShotConfig, size: int) -> None:
+    def __init__(self, config: FewShotConfig) -> None:
         self.config = config
 
     def init_params(self) -> dict[str, Tensor]:
@@ -72,28 +71,26 @@ class PrototypeHead:
 class LinearHead:
     """A linear classifier with its own fast weights: ``s · (f W^T + b)``; ``f`` has unit length under cosine.
 
-    It starts a task at zero; at one meta-learned vector that all classes share (UNICORN-MAML, Ye and Chao 2022); or at
-    the prototypes (ProtoMAML, Triantafillou et al. 2020), where it equals the prototype head before the first step:
-    ``W = c / |c|, b = 0`` under cosine; ``W = 2c, b = -|c|²`` under Euclidean distance, whose ``|f|²`` is the same for
-    every class and drops out of the softmax.
+    It starts a task at zero, or at the prototypes (ProtoMAML, Triantafillou et al. 2020), where it equals the prototype
+    head before the first step: ``W = c / |c|, b = 0`` under cosine; ``W = 2c, b = -|c|²`` under Euclidean distance,
+    whose ``|f|²`` is the same for every class and drops out of the softmax.
+
+    One meta-learned vector for all classes to start from (UNICORN-MAML, Ye and Chao 2022) would drop out of the softmax
+    too, at every step: it acts as zero does, and its meta-gradient vanishes.
     """
 
     fast = True
 
-    def __init__(self, config: FewShotConfig, size: int) -> None:
+    def __init__(self, config: FewShotConfig) -> None:
         self.config = config
-        self.size = size
 
     def init_params(self) -> dict[str, Tensor]:
-        shared = {SHARED: torch.zeros(self.size)} if self.config.head_init == "shared" else {}
-        return {SCALE: log_scale(self.config), **shared}
+        return {SCALE: log_scale(self.config)}
 
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
         zeros = features.new_zeros(n_way)
         if self.config.head_init == "zero":
             return {WEIGHT: features.new_zeros(n_way, features.shape[-1]), BIAS: zeros}
-        if self.config.head_init == "shared":
-            return {WEIGHT: params[SHARED].expand(n_way, -1), BIAS: zeros}
         centres = class_means(features, labels, n_way)
         if self.config.distance == "cosine":
             return {WEIGHT: normalize(centres, dim=-1), BIAS: zeros}
@@ -105,6 +102,6 @@ class LinearHead:
         return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
 
 
-def build_head(config: FewShotConfig, size: int) -> Head:
-    """The head that ``config`` names, for features of ``size`` numbers."""
-    return PrototypeHead(config, size) if config.head == "prototype" else LinearHead(config, size)
+def build_head(config: FewShotConfig) -> Head:
+    """The head that ``config`` names."""
+    return PrototypeHead(config) if config.head == "prototype" else LinearHead(config)

@@ -21,7 +21,7 @@ WRITE, READ, WRONG = "hf_writewritewrite", "hf_readreadread", "hf_wrongwrongwron
 
 
 def make(bert: str, adapter: str = "prompt_tuning", seed: int = 0) -> FewShotAdapter:
-    learner = build_learner(tiny_config(bert, adapter=adapter, head_init="shared"))
+    learner = build_learner(tiny_config(bert, adapter=adapter, head_init="zero"))
     generator = torch.Generator().manual_seed(seed)
     params = {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in learner.init_params().items()}
     return FewShotAdapter(learner, params, AdapterInfo(["a", "b"], ["home_intents"], command=f"x --hub_token {WRITE}"))

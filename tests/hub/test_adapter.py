@@ -15,10 +15,10 @@ from fewshot_nlp.types import Batch
 from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
 
 SETTINGS = {
-    "prompt_tuning": {"head_init": "shared"},
+    "prompt_tuning": {"head_init": "zero"},
     "p_tuning": {},
     "prefix_tuning": {"learner": "reptile"},
-    "lora": {"learner": "fomaml", "head_init": "shared", "distance": "euclidean"},
+    "lora": {"learner": "fomaml", "head_init": "zero", "distance": "euclidean"},
     "full": {"learner": "fomaml"},
     "none": {"learner": "protonet", "head": "prototype"},
 }

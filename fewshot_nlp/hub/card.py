@@ -150,8 +150,9 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
 
 
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
+    method = METHODS.get(config.learner, f"`{config.learner}`")
     text = (
-        f"A {ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {METHODS[config.learner]} so "
+        f"A {ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {method} so "
         "that a handful of examples a class teach it a new text classification task."
     )
     if info.learning_curve is not None:

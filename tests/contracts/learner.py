@@ -1,0 +1,384 @@
+"""What every learner must do, whatever its method: one function a promise.
+
+A learner joins by one line in the table of ``test_learners.py``. Each check takes a ``Subject`` and fails by
+``AssertionError``. All numbers are float64, so that "the same" can be tight.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fewshot_nlp.classifier import FewShotClassifier
+from fewshot_nlp.data import TextEncoder
+from fewshot_nlp.functional.inner import inner_loop
+from fewshot_nlp.functional.rules import adam
+from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.learners import BaseLearner
+from fewshot_nlp.types import Batch, Learner, State
+from tests.tiny import random_batch, random_episode
+
+#: Support examples of each class: one shot, five shots, unequal counts.
+COUNTS = {"1-shot": (1, 1, 1), "5-shot": (5, 5, 5), "unequal": (1, 4, 2, 1)}
+#: Chosen with no fixed point, so that a learner that ignores it cannot pass.
+TURN = {3: [1, 2, 0], 4: [1, 2, 3, 0]}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes:
+        build: makes the learner, with its own untrained parameters, from the folder of a backbone.
+        trained: it has meta-parameters and a meta-gradient.
+        exact: its meta-gradient is the derivative of the query loss through adaptation.
+        saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
+        ordered: the order of the support set matters by design, as in SNAIL.
+    """
+
+    build: Callable[[str], Learner]
+    trained: bool = True
+    exact: bool = True
+    saved: bool = True
+    ordered: bool = False
+
+
+class Subject:
+    """A learner of the table in float64, away from its start, and tasks of one shape for it."""
+
+    def __init__(self, entry: Entry, folder: str, counts: tuple[int, ...]) -> None:
+        self.entry, self.folder, self.counts = entry, folder, counts
+        self.learner = self.build()
+        rng = torch.Generator().manual_seed(1)
+        # Away from starts such as LoRA's zero, where half of the gradients vanish.
+        self.params = {
+            name: value.double() + 0.1 * torch.randn(value.shape, generator=rng, dtype=torch.float64)
+            for name, value in self.learner.init_params().items()
+        }
+        self.first, self.second = (random_episode(list(counts), seed=seed) for seed in (0, 1))
+
+    def build(self) -> Any:
+        learner = self.entry.build(self.folder)
+        for module in modules(learner):
+            module.double()
+        return learner
+
+    def answer(self, support: Batch | None = None, query: Batch | None = None, learner: Any = None) -> Tensor:
+        """Logits of the first episode, with parts of it replaced."""
+        learner = learner or self.learner
+        state = learner.adapt(self.params, support or self.first.support)
+        return learner.predict(self.params, state, query or self.first.query).detach()
+
+
+def modules(learner: Any) -> Iterator[torch.nn.Module]:
+    """The modules behind a learner."""
+    holders = [learner, getattr(learner, "model", None), getattr(learner, "features", None)]
+    models = [holder.model for holder in holders if hasattr(holder, "model")]
+    yield from (model.module for model in models)
+
+
+def rows(batch: Batch, index: list[int]) -> Batch:
+    """Some rows of a batch, in a given order."""
+    return replace(batch, inputs={n: v[index] for n, v in batch.inputs.items()}, labels=batch.labels[index])
+
+
+def tensors(state: State) -> Iterator[Tensor]:
+    """Every tensor in a nest of containers."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        yield from (tensor for value in state.values() for tensor in tensors(value))
+    elif isinstance(state, list | tuple):
+        yield from (tensor for value in state for tensor in tensors(value))
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    # Adam divides rounding errors by 1e-8 where a gradient is zero.
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
+def differ(found: Tensor, other: Tensor) -> None:
+    assert (found - other).abs().max() > 1e-4, "these should differ"
+
+
+def one_logit_a_class(subject: Subject) -> None:
+    query = rows(subject.first.query, [0, 1, 2])
+    logits = subject.answer(query=query)
+    assert logits.shape == (3, len(subject.counts))
+    assert logits.isfinite().all()
+
+
+def support_set_matters(subject: Subject) -> None:
+    """Other examples of the same classes change the answers."""
+    other = random_batch(list(subject.counts), seed=7)
+    differ(subject.answer(), subject.answer(support=other))
+
+
+def query_matters(subject: Subject) -> None:
+    logits = subject.answer()
+    differ(logits[0], logits[-1])
+
+
+def support_order_does_not_matter(subject: Subject) -> None:
+    support = subject.first.support
+    backwards = rows(support, list(range(len(support)))[::-1])
+    same(subject.answer(support=backwards), subject.answer())
+
+
+def permuted_labels_permute_logits(subject: Subject) -> None:
+    support, turn = subject.first.support, torch.tensor(TURN[len(subject.counts)])
+    turned = subject.answer(support=replace(support, labels=turn[support.labels]))
+    same(turned[:, turn], subject.answer())
+
+
+def other_queries_do_not_matter(subject: Subject) -> None:
+    """Nor does their order, for a transductive learner either."""
+    query = subject.first.query
+    together = subject.answer()
+    backwards = list(range(len(query)))[::-1]
+    same(subject.answer(query=rows(query, backwards))[backwards], together)
+    if not subject.learner.transductive:
+        alone = [subject.answer(query=rows(query, [i])) for i in range(len(query))]
+        same(torch.cat(alone), together)
+
+
+def query_labels_are_not_read(subject: Subject) -> None:
+    query = subject.first.query
+    same(subject.answer(query=replace(query, labels=torch.zeros_like(query.labels))), subject.answer())
+
+
+def padding_does_not_matter(subject: Subject) -> None:
+    """Neither how much of it there is, nor which token it is."""
+
+    def padded(batch: Batch) -> Batch:
+        longer = {name: pad(tensor, (0, 3)) for name, tensor in batch.inputs.items()}
+        longer["input_ids"] = longer["input_ids"].where(longer["attention_mask"].bool(), torch.tensor(5))
+        return replace(batch, inputs=longer)
+
+    # From a second learner, so that nothing can be remembered from the first call.
+    found = subject.answer(padded(subject.first.support), padded(subject.first.query), subject.build())
+    same(found, subject.answer())
+
+
+def adapt_writes_nothing(subject: Subject) -> None:
+    """Not to the parameters, nor to the support set, nor to the module."""
+    learner, support = subject.learner, subject.first.support
+    given = {name: value.clone().requires_grad_() for name, value in subject.params.items()}
+    own = learner.init_params()
+    inputs = {name: value.clone() for name, value in support.inputs.items()}
+    state = learner.adapt(given, support)
+    learner.predict(given, state, subject.first.query)
+    for name, value in given.items():
+        assert torch.equal(value, subject.params[name]), f"{name} was written to"
+        assert value.requires_grad and value.is_leaf and value.grad is None, f"{name} was changed"
+    fresh = {name: value.clone() for name, value in subject.params.items()}
+    learner.adapt(fresh, support)
+    assert not any(value.requires_grad for value in fresh.values()), "a parameter was made to require gradients"
+    assert all(torch.equal(value, own[name]) for name, value in learner.init_params().items()), "the module changed"
+    assert all(torch.equal(value, inputs[name]) for name, value in support.inputs.items()), "the support set changed"
+
+
+def adapt_returns_no_graph(subject: Subject) -> None:
+    given = {name: value.clone().requires_grad_() for name, value in subject.params.items()}
+    state = subject.learner.adapt(given, subject.first.support)
+    assert not any(tensor.requires_grad for tensor in tensors(state)), "the state carries a graph"
+
+
+def calls_leave_no_trace(subject: Subject) -> None:
+    """Another task in between changes nothing."""
+    learner, query = subject.learner, subject.first.query
+    state = learner.adapt(subject.params, subject.first.support)
+    before = learner.predict(subject.params, state, query)
+    other = learner.adapt(subject.params, subject.second.support)
+    learner.predict(subject.params, other, subject.second.query)
+    same(learner.predict(subject.params, state, query), before)
+    same(subject.answer(), before)
+
+
+def same_seed_same_numbers(subject: Subject) -> None:
+    """Two learners built alike start and answer alike, to the bit, whatever the global generator holds."""
+    torch.manual_seed(11)
+    twin = subject.build()
+    torch.manual_seed(12)
+    start, again = twin.init_params(), subject.build().init_params()
+    assert start.keys() == again.keys()
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    assert torch.equal(subject.answer(learner=twin), subject.answer())
+
+
+def works_in_every_grad_mode(subject: Subject) -> None:
+    """Also on tensors that were made in inference mode."""
+    expected = subject.answer()
+    with torch.no_grad():
+        same(subject.answer(), expected)
+    with torch.inference_mode():
+        episode, params = random_episode(list(subject.counts), seed=0), subject.params
+        made_here = {name: value.clone() for name, value in params.items()}
+        for each in (params, made_here):
+            state = subject.learner.adapt(each, episode.support)
+            same(subject.learner.predict(each, state, episode.query), expected)
+
+
+def wrong_names_are_refused(subject: Subject) -> None:
+    """A parameter that is missing, and one that nobody would read."""
+    head = next(name for name in subject.params if name.startswith("head."))
+    for wrong in (
+        {name: value for name, value in subject.params.items() if name != head},
+        {**subject.params, "head.unknown": torch.zeros(1)},
+        {**subject.params, "model.unknown": torch.zeros(1)},
+    ):
+        with pytest.raises((KeyError, ValueError), match=f"unknown|{head}"):
+            subject.learner.adapt(wrong, subject.first.support)
+        with pytest.raises((KeyError, ValueError), match=f"unknown|{head}"):
+            subject.learner.meta_grad(wrong, [subject.first])
+
+
+def meta_gradients_add_up(subject: Subject) -> None:
+    """Two tasks at once are the sum of each alone; loss, accuracy and logits are those of ``predict``."""
+    learner, params = subject.learner, {name: value.clone() for name, value in subject.params.items()}
+    both = learner.meta_grad(params, [subject.first, subject.second])
+    parts = [learner.meta_grad(params, [episode]) for episode in (subject.first, subject.second)]
+    assert both.grads.keys() == params.keys()
+    assert both.episodes == 2
+    for name in params:
+        assert torch.equal(params[name], subject.params[name]) and not params[name].requires_grad
+        assert not both.grads[name].requires_grad
+        same(both.grads[name], parts[0].grads[name] + parts[1].grads[name])
+    assert sum(grad.norm() for grad in both.grads.values()) > 1e-6
+    loss = accuracy = torch.zeros(())
+    for episode, logits in zip((subject.first, subject.second), both.logits, strict=True):
+        same(logits, subject.answer(episode.support, episode.query))
+        labels = episode.query.labels
+        loss = loss + torch.nn.functional.cross_entropy(logits, labels)
+        accuracy = accuracy + (logits.argmax(1) == labels).double().mean()
+    same(both.loss.double(), loss)
+    torch.testing.assert_close(both.accuracy.double(), accuracy, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        again = learner.meta_grad(params, [subject.first, subject.second])
+    assert all(torch.equal(again.grads[name], both.grads[name]) for name in params)
+
+
+def every_parameter_matters(subject: Subject) -> None:
+    """Moving any one of them changes the answers; a parameter that does not is dead weight."""
+    expected = subject.answer()
+    for name, value in subject.params.items():
+        # Not all numbers alike: a layer norm takes a constant away again.
+        step = 0.5 * torch.randn(value.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        moved = {**subject.params, name: value + step}
+        state = subject.learner.adapt(moved, subject.first.support)
+        differ(subject.learner.predict(moved, state, subject.first.query), expected)
+
+
+def loss_falls(subject: Subject) -> None:
+    """A few outer steps of Adam from the learner's own untrained start, on two tasks that ask for their own support
+    set: a random network need not generalise."""
+    start = {name: value.double() for name, value in subject.learner.init_params().items()}
+    episodes = [replace(episode, query=episode.support) for episode in (subject.first, subject.second)]
+    losses = []
+
+    def gradient(params: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        part = subject.learner.meta_grad(params, episodes)
+        losses.append(float(part.loss))
+        return part.grads
+
+    inner_loop(gradient, start, adam({"": 0.005}), 6)
+    assert losses[-1] < losses[0] - 1e-3, f"the loss went {losses}"
+
+
+def meta_gradient_is_the_slope(subject: Subject) -> None:
+    """Central difference of the query loss along a random direction."""
+    learner, params, episode = subject.learner, subject.params, subject.first
+    rng = torch.Generator().manual_seed(0)
+    direction = {n: torch.randn(v.shape, generator=rng, dtype=torch.float64) for n, v in params.items()}
+    step = 1e-7
+
+    def loss_at(distance: float) -> Tensor:
+        return learner.meta_grad({n: v + distance * direction[n] for n, v in params.items()}, [episode]).loss
+
+    slope = (loss_at(step) - loss_at(-step)) / (2 * step)
+    grads = learner.meta_grad(params, [episode]).grads
+    expected = sum(((grads[n] * direction[n]).sum() for n in grads), torch.zeros(()))
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-7)
+
+
+TEXTS = ["light on", "play music", "stop the music", "lamp off", "set the timer"]
+LABELS = ["light", "music", "music", "light", "timer"]
+NEW = ["red lamp", "play the timer", "warm music on"]
+
+
+def saved_and_loaded_it_is_the_same(subject: Subject) -> None:
+    """To the bit, in float32, through a folder; and ``FewShotClassifier`` gives the same answers."""
+    learner: BaseLearner = subject.entry.build(subject.folder)  # type: ignore[assignment]
+    adapter = FewShotAdapter(learner, {name: value.float() for name, value in subject.params.items()})
+    classes = sorted(set(LABELS))
+    labels = torch.tensor([classes.index(label) for label in LABELS])
+
+    def logits(each: FewShotAdapter) -> Tensor:
+        encoder = TextEncoder(each.learner.model.tokenizer, each.config.max_length)
+        state = each.learner.adapt(each.params, Batch(encoder(TEXTS), labels, len(classes)))
+        query = Batch(encoder(NEW), torch.zeros(len(NEW), dtype=torch.int64), len(classes))
+        return each.learner.predict(each.params, state, query).detach()
+
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save_pretrained(folder)
+        loaded = FewShotAdapter.from_pretrained(folder)
+        classifier = FewShotClassifier.from_pretrained(folder, device="cpu").fit(TEXTS, LABELS)
+    assert type(loaded.learner) is type(learner)
+    assert torch.equal(logits(loaded), logits(adapter))
+    assert classifier.classes_.tolist() == classes
+    expected = logits(adapter).double().softmax(dim=1)
+    torch.testing.assert_close(torch.from_numpy(classifier.predict_proba(NEW)), expected, rtol=0, atol=1e-6)
+
+
+Check = Callable[[Subject], None]
+
+#: Over every shape of the support set.
+EACH_SHAPE: tuple[Check, ...] = (
+    one_logit_a_class,
+    support_set_matters,
+    query_matters,
+    support_order_does_not_matter,
+    permuted_labels_permute_logits,
+    other_queries_do_not_matter,
+    query_labels_are_not_read,
+    padding_does_not_matter,
+    adapt_writes_nothing,
+    calls_leave_no_trace,
+    meta_gradients_add_up,
+    meta_gradient_is_the_slope,
+    loss_falls,
+)
+#: Where the shape cannot matter.
+ONCE: tuple[Check, ...] = (
+    adapt_returns_no_graph,
+    every_parameter_matters,
+    same_seed_same_numbers,
+    works_in_every_grad_mode,
+    wrong_names_are_refused,
+    saved_and_loaded_it_is_the_same,
+)
+CHECKS = EACH_SHAPE + ONCE
+
+
+def applies(check: Check, entry: Entry) -> bool:
+    """Whether the learner makes the promise at all."""
+    if check in (meta_gradients_add_up, loss_falls, every_parameter_matters, wrong_names_are_refused):
+        return entry.trained
+    if check is meta_gradient_is_the_slope:
+        return entry.trained and entry.exact
+    if check is saved_and_loaded_it_is_the_same:
+        return entry.trained and entry.saved
+    return check is not support_order_does_not_matter or not entry.ordered
+
+
+def contract(entry: Entry) -> list[tuple[Check, str]]:
+    """The checks that a learner of the table must pass, each with the name of a support set's shape."""
+    checks = [(check, shape) for check in EACH_SHAPE for shape in COUNTS] + [(check, "unequal") for check in ONCE]
+    return [(check, shape) for check, shape in checks if applies(check, entry)]

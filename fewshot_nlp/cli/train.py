@@ -22,7 +22,7 @@ from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
-from fewshot_nlp.learners.baselines import FrozenFeatures
+from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.resume import check_output_dir, resume_folder

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
+from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
 #: Answer to a query whose logits hold a NaN: right for no reference.
@@ -102,6 +103,8 @@ def evaluate(
     if device is None:
         device = next((tensor.device for tensor in params.values()), None)
 
+    if isinstance(learner, BaseLearner):
+        learner = learner.fixed(params)
     result = EvaluationResult([], [], [], [], [])
     for spec in tqdm(specs[rank::world_size], desc="evaluate", unit="episode", disable=not progress):
         episode = reader(spec) if device is None else reader(spec).to(device)

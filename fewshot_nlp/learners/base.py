@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
+from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State
@@ -50,6 +52,8 @@ class BaseLearner(ABC):
     """
 
     transductive: ClassVar[bool] = False
+    #: Whether a task may change the adapter, and with it the features, or its head alone.
+    fast_body: ClassVar[bool] = False
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         self.config = config
@@ -82,6 +86,15 @@ class BaseLearner(ABC):
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         return self.head.logits(params, state, self.model.features({**params, **state}, query.inputs))
+
+    def fixed(self, params: Params) -> BaseLearner:
+        """This learner for many tasks under the same ``params``: the same answers, and where no task changes the
+        features, each distinct text goes through the backbone once."""
+        if self.fast_body:
+            return self
+        learner = copy(self)
+        learner.model = FixedModel(self.model, params)
+        return learner
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""

@@ -13,30 +13,9 @@ from torch.nn.functional import normalize
 
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
+from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.models.heads import class_means
-from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
-
-
-class FrozenFeatures:
-    """Unit features of the backbone without its adapter, each distinct text computed once.
-
-    The key is the text's own token ids without padding, so an entry cannot be stale while the backbone is frozen.
-    """
-
-    def __init__(self, model: FewShotModel) -> None:
-        self.model = model
-        self.known: dict[bytes, Tensor] = {}
-
-    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """``[n, size]`` from batch inputs."""
-        ids, mask = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy().astype(bool)
-        keys = [row[kept].tobytes() for row, kept in zip(ids, mask, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in self.known]
-        if missing:
-            found = self.model.frozen_features({name: tensor[missing] for name, tensor in inputs.items()})
-            self.known.update(zip((keys[i] for i in missing), normalize(found, dim=-1), strict=True))
-        return torch.stack([self.known[key] for key in keys])
 
 
 class _FrozenLearner:

@@ -25,8 +25,7 @@ class GradientLearner(BaseLearner):
     The state of a task holds the adapted tensors under their own names, and the head's state.
     """
 
-    #: Whether a task may change the adapter, or its head alone.
-    fast_body: ClassVar[bool] = True
+    fast_body = True
     #: Whether the meta-gradient contains the derivative of the inner gradients.
     second_order: ClassVar[bool] = True
 
@@ -63,11 +62,12 @@ class GradientLearner(BaseLearner):
             loss = episode_loss(self.head.logits(params, state, seen), support.labels)
             own = {name: value for name, value in fast.items() if name not in body}
             options: dict[str, Any] = {"create_graph": follow, "retain_graph": True, "materialize_grads": True}
+            if not body:
+                return dict(zip(fast, torch.autograd.grad(loss, list(own.values()), **options), strict=True))
             pull, *grads = torch.autograd.grad(loss, [seen, *own.values()], **options)
-            if body:
-                # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
-                weights = [fast[name] for name in body]
-                grads = [*torch.autograd.grad(made, weights, grad_outputs=pull, **options), *grads]
+            # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
+            weights = [fast[name] for name in body]
+            grads = [*torch.autograd.grad(made, weights, grad_outputs=pull, **options), *grads]
             return dict(zip(fast, grads, strict=True))
 
         fast = inner_loop(gradient, start, self.rule, self.config.inner_steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
@@ -30,6 +32,11 @@ def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
             f"mixed_precision={accelerator.mixed_precision!r} needs loss scaling, which does not reach meta-gradients. "
             "Use bf16, or no mixed precision."
         )
+    if accelerator.device.type == "cpu":
+        # Launchers give each process one thread unless told otherwise, which leaves cores idle.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(args.cpu_threads or max(1, cores // local))
     return accelerator
 
 

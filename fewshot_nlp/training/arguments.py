@@ -63,6 +63,7 @@ class FewShotTrainingArguments:
     )
     bf16: bool = _help("Run the backbone under bfloat16 autocast.", False)
     use_cpu: bool = _help("Train on the CPU even where there is an accelerator.", False)
+    cpu_threads: int | None = _help("CPU threads a process; default: the cores, shared among its processes.", None)
 
     eval_strategy: str = _help(f"When to validate: {', '.join(EVAL_STRATEGIES)}.", "steps")
     eval_steps: int = _help("Steps between two validations.", 50)
@@ -118,7 +119,7 @@ class FewShotTrainingArguments:
             at_least(name, getattr(self, name), 0)
         for name in _RATES:
             at_least(name, getattr(self, name), 0.0, float)
-        for name in ("save_total_limit", "early_stopping_patience"):
+        for name in ("save_total_limit", "early_stopping_patience", "cpu_threads"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
         for name in ("adam_beta1", "adam_beta2"):

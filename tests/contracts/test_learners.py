@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fewshot_nlp.learners import LEARNER_CLASSES, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
-from fewshot_nlp.learners.baselines import FrozenFeatures
 from fewshot_nlp.models import FewShotModel
+from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.types import Learner
 from tests.contracts.learner import COUNTS, Entry, Subject, contract
 from tests.tiny import tiny_config
@@ -26,7 +26,9 @@ def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
-    return kind(FrozenFeatures(FewShotModel.build(tiny_config(folder, adapter="none"))))
+    model = FewShotModel.build(tiny_config(folder, adapter="none"))
+    model.module.double()
+    return kind(FrozenFeatures(model))
 
 
 def fine_tuning(folder: str) -> Learner:

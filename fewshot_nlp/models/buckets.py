@@ -1,0 +1,35 @@
+"""Grouping texts by length, so that little arithmetic is spent on padding."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+#: What one more call of the backbone costs, in tokens of one text.
+CALL_COST = 40
+
+
+def length_buckets(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Split a right-padded batch where that saves more tokens than a further call costs.
+
+    Args:
+        attention_mask: ``[n, length]``, 1 for real tokens.
+
+    Returns:
+        ``(rows, longest)`` of each bucket: indices into the batch, and the length that holds them all.
+    """
+    lengths = attention_mask.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    ascending = lengths[order].tolist()
+    starts = _cuts(ascending, 0, len(ascending))
+    ends = [*starts[1:], len(ascending)]
+    return [(order[a:b], ascending[b - 1]) for a, b in zip(starts, ends, strict=True)]
+
+
+def _cuts(ascending: list[int], start: int, end: int) -> list[int]:
+    """Where the buckets of ``ascending[start:end]`` begin: the best cut in two, again and again while it pays."""
+    longest = ascending[end - 1]
+    savings = [((cut - start) * (longest - ascending[cut - 1]), cut) for cut in range(start + 1, end)]
+    saved, cut = max(savings, default=(0, end))
+    if saved <= CALL_COST:
+        return [start]
+    return _cuts(ascending, start, cut) + _cuts(ascending, cut, end)

@@ -1,0 +1,53 @@
+"""Features that no task changes, computed once for each distinct text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.types import Params
+
+
+class FeatureCache:
+    """Remembers the rows of ``compute(inputs)``.
+
+    The key is the text's own token ids without padding, so an entry cannot be stale while ``compute`` stays the same.
+    """
+
+    def __init__(self, compute: Callable[[dict[str, Tensor]], Tensor]) -> None:
+        self.compute = compute
+        self.known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """``[n, size]`` from batch inputs."""
+        ids, mask = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy().astype(bool)
+        keys = [row[kept].tobytes() for row, kept in zip(ids, mask, strict=True)]
+        missing = [i for i, key in enumerate(keys) if key not in self.known]
+        if missing:
+            found = self.compute({name: tensor[missing] for name, tensor in inputs.items()})
+            self.known.update(zip((keys[i] for i in missing), found, strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+
+class FrozenFeatures(FeatureCache):
+    """Unit features of the backbone without its adapter."""
+
+    def __init__(self, model: FewShotModel) -> None:
+        super().__init__(lambda inputs: normalize(model.frozen_features(inputs), dim=-1))
+
+
+class FixedModel(FewShotModel):
+    """A model whose features are those of one set of parameters, whatever parameters it is given later."""
+
+    def __init__(self, model: FewShotModel, params: Params) -> None:
+        super().__init__(model.module, model.tokenizer, model.config)
+        fixed = {name: value.detach() for name, value in params.items()}
+        self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs))
+
+    def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+        return self._cache(inputs)

@@ -1,0 +1,83 @@
+"""BANKING77, 5-way 1- and 5-shot, 600 test episodes of 5 queries a class, the protocol and splits of ProtAugment.
+
+    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77
+    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods protonet --splits 1 2 3 4 5
+
+The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
+classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
+in percent with its 95 % interval over episodes, the paired gain over untrained prototypes on the same episodes, and for
+several splits their mean. Runs that are already in --output_dir are read, not repeated. Settings were chosen on
+validation classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.train import execute, prepare
+
+RECIPES = Path(__file__).parents[1]
+COMMON = "--max_length 48 --eval_episodes 100 --eval_on_start true --baseline_episodes 30 --disable_tqdm true"
+METHODS = {
+    "prompt_maml": "--max_steps 45 --eval_episodes 30 --prompt_tuning_init_text 'what does the customer want'",
+    "lora_maml": "--max_steps 45 --eval_episodes 30",
+    "lora_reptile": "--max_steps 45 --eval_episodes 30",
+    "protonet": "",
+}
+
+
+def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str]) -> dict:
+    """Results of one method on one split, from ``folder`` if they are there."""
+    import shlex
+
+    results = folder / "results.json"
+    if not results.is_file():
+        arguments = [*shlex.split(COMMON), *shlex.split(METHODS[method]), *extra]
+        arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
+        arguments += ["--split_file", str(data_dir / f"split_{split}.json")]
+        execute(prepare(parse(arguments, RECIPES / f"{method}.yaml")))
+    return json.loads(results.read_text(encoding="utf-8"))["test"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--splits", nargs="+", type=int, default=[1])
+    parser.add_argument("--output_dir", type=Path, default=Path("output/banking77"))
+    chosen, extra = parser.parse_known_args()
+
+    table: dict[str, dict[str, list[dict]]] = {}
+    for method in chosen.methods:
+        for split in chosen.splits:
+            folder = chosen.output_dir / f"{method}_{split}"
+            for shot, test in run(method, split, chosen.data_dir, folder, extra).items():
+                table.setdefault(method, {}).setdefault(shot, []).append({**test, "gain": test["paired_gain"]})
+                for name, baseline in test["baselines"].items():
+                    table.setdefault(f"{method}: {name}", {}).setdefault(shot, []).append(baseline)
+
+    shots = list(next(iter(table.values())))
+    print("\n| method | splits | " + " | ".join(f"{shot} | gain over prototypes" for shot in shots) + " |")
+    print("|---" * (2 + 2 * len(shots)) + "|")
+    for name, by_shot in table.items():
+        cells = [name, ", ".join(map(str, chosen.splits))]
+        for shot in shots:
+            parts = by_shot[shot]
+            cells.append(interval(mean(p["accuracy"] for p in parts), [p["ci95"] for p in parts]))
+            gains = [part["gain"] for part in parts if "gain" in part]
+            cells.append(interval(mean(g["mean"] for g in gains), [g["ci95"] for g in gains]) if gains else "")
+        print("| " + " | ".join(cells) + " |")
+
+
+def interval(value: float, halves: list[float]) -> str:
+    """``value`` in percent, with the half-width of a mean of independent splits."""
+    half = sum(h * h for h in halves) ** 0.5 / len(halves)
+    return f"{100 * value:.1f} ± {100 * half:.1f}"
+
+
+if __name__ == "__main__":
+    main()

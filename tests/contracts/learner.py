@@ -37,7 +37,7 @@ class Entry:
 
     Attributes:
         build: makes the learner, with its own untrained parameters, from the folder of a backbone.
-        trained: it has meta-parameters and a meta-gradient.
+        trained: it has meta-parameters and a meta-gradient. One that has none is built in float64.
         exact: its meta-gradient is the derivative of the query loss through adaptation.
         saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
         ordered: the order of the support set matters by design, as in SNAIL.
@@ -65,9 +65,9 @@ class Subject:
         self.first, self.second = (random_episode(list(counts), seed=seed) for seed in (0, 1))
 
     def build(self) -> Any:
-        learner = self.entry.build(self.folder)
-        for module in modules(learner):
-            module.double()
+        learner: Any = self.entry.build(self.folder)
+        if self.entry.trained:
+            learner.model.module.double()
         return learner
 
     def answer(self, support: Batch | None = None, query: Batch | None = None, learner: Any = None) -> Tensor:
@@ -75,13 +75,6 @@ class Subject:
         learner = learner or self.learner
         state = learner.adapt(self.params, support or self.first.support)
         return learner.predict(self.params, state, query or self.first.query).detach()
-
-
-def modules(learner: Any) -> Iterator[torch.nn.Module]:
-    """The modules behind a learner."""
-    holders = [learner, getattr(learner, "model", None), getattr(learner, "features", None)]
-    models = [holder.model for holder in holders if hasattr(holder, "model")]
-    yield from (model.module for model in models)
 
 
 def rows(batch: Batch, index: list[int]) -> Batch:

@@ -1,0 +1,72 @@
+"""Calling a module with other parameters, strictly."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewshot_nlp.functional.call import call, check_names, trainable
+
+
+class Affine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.shift = nn.Parameter(torch.ones(2))
+        self.inner.bias.requires_grad_(False)
+
+    def forward(self, x, double=False):
+        return (2 if double else 1) * (self.inner(x) + self.shift)
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Affine()
+
+
+X = torch.tensor([[1.0, 2.0]])
+
+
+def test_trainable_names_in_the_modules_order(module):
+    assert trainable(module) == ("shift", "inner.weight")
+    assert trainable(module.requires_grad_(False)) == ()
+
+
+def test_given_parameters_are_used_and_the_others_stay(module):
+    params = {"inner.weight": torch.eye(2), "shift": torch.tensor([10.0, 20.0])}
+    expected = 2 * (X + module.inner.bias + params["shift"])
+    torch.testing.assert_close(call(module, trainable(module), params, x=X, double=True), expected)
+
+
+def test_the_module_is_left_as_it_was(module):
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    call(module, trainable(module), {"inner.weight": torch.eye(2), "shift": torch.zeros(2)}, x=X)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_gradients_reach_what_was_given_and_nothing_else(module):
+    params = {"inner.weight": torch.eye(2).requires_grad_(), "shift": torch.zeros(2).requires_grad_()}
+    call(module, trainable(module), params, x=X).sum().backward()
+    torch.testing.assert_close(params["inner.weight"].grad, X.repeat(2, 1))
+    torch.testing.assert_close(params["shift"].grad, torch.ones(2))
+    assert all(value.grad is None for value in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"shift": torch.zeros(2)}, r"missing \['inner.weight'\]"),
+        ({}, r"missing \['inner.weight', 'shift'\]"),
+        ({"shift": X, "inner.weight": X, "inner.wieght": X}, r"unknown \['inner.wieght'\], missing \[\]"),
+        ({"shift": X, "inner.weight": X, "inner.bias": X}, r"unknown \['inner.bias'\]"),
+    ],
+)
+def test_wrong_names_raise(module, params, message):
+    with pytest.raises(KeyError, match=message):
+        call(module, trainable(module), params, x=X)
+    with pytest.raises(KeyError, match=message):
+        check_names(params, frozenset(trainable(module)))
+
+
+def test_right_names_pass():
+    check_names({"b": X, "a": X}, {"a", "b"})

@@ -163,8 +163,13 @@ def without_adapter(module: nn.Module) -> Iterator[nn.Module]:
         # Prompts are added in front of an untouched backbone; PEFT's own switch expects a generating model here.
         yield module.get_base_model()
     else:
-        with module.disable_adapter():
-            yield module
+        with warnings.catch_warnings():
+            # PEFT warns that trained biases stay in place; here training never writes into the module.
+            warnings.filterwarnings(
+                "ignore", message="Careful, disabling adapter layers with bias", category=UserWarning
+            )
+            with module.disable_adapter():
+                yield module
 
 
 def peft_restores(module: nn.Module) -> bool:

@@ -53,7 +53,7 @@ class BaseLearner(ABC):
 
     transductive: ClassVar[bool] = False
     #: Whether a task may change the adapter, and with it the features, or its head alone.
-    fast_body: ClassVar[bool] = False
+    fast_body: ClassVar[bool] = True
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         self.config = config

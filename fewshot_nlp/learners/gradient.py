@@ -25,7 +25,6 @@ class GradientLearner(BaseLearner):
     The state of a task holds the adapted tensors under their own names, and the head's state.
     """
 
-    fast_body = True
     #: Whether the meta-gradient contains the derivative of the inner gradients.
     second_order: ClassVar[bool] = True
 

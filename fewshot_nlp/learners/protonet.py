@@ -14,6 +14,8 @@ from fewshot_nlp.types import Batch, Params, State
 class ProtoNet(BaseLearner):
     """Class means under a trained adapter; with ``head="linear"`` the head starts, and stays, at the prototypes."""
 
+    fast_body = False
+
     def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
         features = self.model.features(params, support.inputs)
         return self.head.start(params, features, support.labels, support.n_way)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 #: What one more call of the backbone costs, in tokens of one text.
@@ -17,7 +18,8 @@ def length_buckets(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
     Returns:
         ``(rows, longest)`` of each bucket: indices into the batch, and the length that holds them all.
     """
-    lengths = attention_mask.sum(dim=1)
+    places = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    lengths = (attention_mask * places).amax(dim=1)
     order = lengths.argsort(stable=True)
     ascending = lengths[order].tolist()
     starts = _cuts(ascending, 0, len(ascending))

@@ -195,6 +195,15 @@ def calls_leave_no_trace(subject: Subject) -> None:
     same(subject.answer(), before)
 
 
+def fixed_parameters_change_nothing(subject: Subject) -> None:
+    """``fixed`` answers as the learner does, task after task."""
+    learner = subject.learner.fixed(subject.params)
+    for episode in (subject.first, subject.second, subject.first):
+        state = learner.adapt(subject.params, episode.support)
+        found = learner.predict(subject.params, state, episode.query)
+        same(found, subject.answer(episode.support, episode.query))
+
+
 def same_seed_same_numbers(subject: Subject) -> None:
     """Two learners built alike start and answer alike, to the bit, whatever the global generator holds."""
     starts, answers = [], []
@@ -354,6 +363,7 @@ EACH_SHAPE: tuple[Check, ...] = (
 ONCE: tuple[Check, ...] = (
     adapt_returns_no_graph,
     every_parameter_matters,
+    fixed_parameters_change_nothing,
     same_seed_same_numbers,
     works_in_every_grad_mode,
     wrong_names_are_refused,
@@ -362,9 +372,19 @@ ONCE: tuple[Check, ...] = (
 CHECKS = EACH_SHAPE + ONCE
 
 
+#: Nothing to ask of a learner that was never trained.
+NEED_PARAMETERS = (
+    meta_gradients_add_up,
+    loss_falls,
+    every_parameter_matters,
+    fixed_parameters_change_nothing,
+    wrong_names_are_refused,
+)
+
+
 def applies(check: Check, entry: Entry) -> bool:
     """Whether the learner makes the promise at all."""
-    if check in (meta_gradients_add_up, loss_falls, every_parameter_matters, wrong_names_are_refused):
+    if check in NEED_PARAMETERS:
         return entry.trained
     if check is meta_gradient_is_the_slope:
         return entry.trained and entry.exact

@@ -129,6 +129,11 @@ class CarriesDeadWeight(ProtoNet):
         return {**super().init_params(), "head.dead": torch.zeros(3)}
 
 
+class FixesTheStart(ProtoNet):
+    def fixed(self, params):
+        return super().fixed(self.init_params())
+
+
 class StartsByChance(ProtoNet):
     def init_params(self):
         return {name: value + 0.1 * torch.randn(value.shape) for name, value in super().init_params().items()}
@@ -174,6 +179,7 @@ BROKEN = {
     contract.loss_falls: Climbs,
     contract.adapt_returns_no_graph: KeepsTheGraph,
     contract.every_parameter_matters: CarriesDeadWeight,
+    contract.fixed_parameters_change_nothing: FixesTheStart,
     contract.same_seed_same_numbers: StartsByChance,
     contract.works_in_every_grad_mode: NeedsGradMode,
     contract.wrong_names_are_refused: TakesAnyName,

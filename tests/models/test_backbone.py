@@ -1,0 +1,190 @@
+"""Loading backbones: the packaged one without a network, wrong ones with one clear error, all twice differentiable."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
+from fewshot_nlp.models import FewShotModel, load_backbone, packaged_backbone
+from fewshot_nlp.models import backbone as backbone_module
+from tests.tiny import HIDDEN, random_batch
+
+offline = [
+    pytest.mark.offline,
+    pytest.mark.skipif(packaged_backbone(DEFAULT_BACKBONE) is None, reason="needs the offline extra"),
+]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def second_derivative(module, inputs):
+    """Norm of the derivative of a gradient's norm, with respect to the first layer's query projection."""
+    weight = next(p for name, p in module.named_parameters() if name.endswith("layer.0.attention.self.query.weight"))
+    weight.requires_grad_()
+    loss = module(**inputs).last_hidden_state.square().mean()
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), weight)
+    return float(second.norm())
+
+
+def test_a_folder_loads_frozen_in_float32_and_evaluation_mode(bert_folder):
+    module, tokenizer = load_backbone(bert_folder)
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert tokenizer.pad_token == "[PAD]"
+    assert module.name_or_path == bert_folder
+
+
+def test_a_checkpoint_in_half_precision_becomes_float32(bert_folder, tmp_path):
+    AutoModel.from_pretrained(bert_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path)
+    module, _ = load_backbone(str(tmp_path))
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_hidden_states_are_transformers_own(bert_folder, implementation):
+    module, _ = load_backbone(bert_folder)
+    inputs = random_batch([3, 2]).inputs
+    plain = AutoModel.from_pretrained(bert_folder, attn_implementation=implementation).eval()
+    with torch.no_grad():
+        found, expected = module(**inputs).last_hidden_state, plain(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+def test_it_can_be_differentiated_twice_where_the_fused_kernel_cannot(bert_folder):
+    inputs = random_batch([3, 2]).inputs
+    module, _ = load_backbone(bert_folder)
+    assert second_derivative(module, inputs) > 0
+    fused = AutoModel.from_pretrained(bert_folder, attn_implementation="sdpa").eval()
+    with pytest.raises(RuntimeError, match=r"derivative for .*scaled_dot_product.* is not implemented"):
+        second_derivative(fused, inputs)
+
+
+def test_attention_drops_out_in_training_mode_only(bert_folder):
+    module, _ = load_backbone(bert_folder)
+    inputs = random_batch([3, 2]).inputs
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout) and layer is not module.encoder.layer[0].attention.self.dropout:
+            layer.p = 0.0
+    with torch.no_grad():
+        first, second = (module(**inputs).last_hidden_state for _ in range(2))
+        assert torch.equal(first, second)
+        module.train()
+        first, second = (module(**inputs).last_hidden_state for _ in range(2))
+        assert not torch.equal(first, second)
+
+
+def test_the_progress_bar_is_left_as_it_was(bert_folder):
+    for switch, expected in ((logging.enable_progress_bar, True), (logging.disable_progress_bar, False)):
+        switch()
+        load_backbone(bert_folder)
+        assert logging.is_progress_bar_enabled() == expected
+    logging.enable_progress_bar()
+
+
+def empty(folder: Path):
+    folder.mkdir()
+
+
+def without_weights(folder: Path):
+    (folder / "model.safetensors").unlink()
+
+
+def without_config(folder: Path):
+    (folder / "config.json").unlink()
+
+
+def cut_off(folder: Path):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def of_unknown_type(folder: Path):
+    (folder / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+
+
+@pytest.mark.parametrize("damage", [empty, without_weights, without_config, cut_off, of_unknown_type])
+def test_what_is_no_backbone_is_one_clear_error(bert_folder, tmp_path, damage):
+    folder = tmp_path / "backbone"
+    if damage is not empty:
+        shutil.copytree(bert_folder, folder)
+    damage(folder)
+    with pytest.raises(OSError, match=r"Cannot load the backbone .* Give a folder with config.json") as caught:
+        load_backbone(str(folder))
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere/at_all", "/no/such/folder", "no folder"])
+def test_a_backbone_that_is_nowhere(name):
+    with pytest.raises(OSError, match=r"Cannot load the backbone .* or a Hub id that this machine can reach"):
+        load_backbone(name)
+
+
+def test_without_the_package_the_default_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(backbone_module, "packaged_backbone", lambda name: None)
+    with pytest.raises(OSError, match=r'pip install "fewshot_nlp\[offline\]"'):
+        load_backbone(DEFAULT_BACKBONE, cache_dir=str(tmp_path))
+
+
+def test_only_the_default_is_packaged(monkeypatch):
+    assert packaged_backbone("sentence-transformers/all-mpnet-base-v2") is None
+    monkeypatch.setattr(backbone_module.importlib.util, "find_spec", lambda name: None)
+    assert packaged_backbone(DEFAULT_BACKBONE) is None
+
+
+class TestMiniLM:
+    pytestmark = offline
+
+    def test_it_is_found_and_no_network_is_asked(self, no_network):
+        module, tokenizer = load_backbone(DEFAULT_BACKBONE)
+        assert module.config.hidden_size == 384
+        assert len(tokenizer) == module.config.vocab_size
+        # An adapter's base is the public name, not a folder of this machine.
+        assert module.name_or_path == DEFAULT_BACKBONE
+
+    def test_a_revision_is_asked_of_the_hub(self, tmp_path):
+        with pytest.raises(OSError, match="Cannot load the backbone"):
+            load_backbone(DEFAULT_BACKBONE, revision="main", cache_dir=str(tmp_path))
+
+    def test_it_is_twice_differentiable(self):
+        module, tokenizer = load_backbone(DEFAULT_BACKBONE)
+        inputs = tokenizer(["play some music", "stop"], padding=True, return_tensors="pt")
+        assert second_derivative(module, inputs) > 0
+
+    def test_features_are_sentence_transformers(self):
+        """all-MiniLM-L6-v2 is the mean over token states, as its ``1_Pooling/config.json`` says."""
+        folder = packaged_backbone(DEFAULT_BACKBONE)
+        assert json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"]
+        texts = ["Turn on the lights in the kitchen.", "Is the kitchen lamp on?", "A recipe for lentil soup"]
+        plain, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+        model = FewShotModel.build(FewShotConfig())
+        found = model.frozen_features({name: inputs[name] for name in ("input_ids", "attention_mask")})
+        for i, text in enumerate(texts):
+            with torch.no_grad():
+                states = plain(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            torch.testing.assert_close(found[i], states.sum(0) / len(states), rtol=1e-4, atol=1e-5)
+        unit = torch.nn.functional.normalize(found, dim=1)
+        # It knows what belongs together.
+        assert unit[0] @ unit[1] > unit[0] @ unit[2] + 0.3
+
+
+def test_hidden_size(bert_folder):
+    config = FewShotConfig(model_name_or_path=bert_folder, adapter="none")
+    assert FewShotModel.build(config).hidden_size == HIDDEN

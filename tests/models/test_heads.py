@@ -1,0 +1,100 @@
+"""Heads against their closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, log_softmax
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.models.heads import BIAS, SCALE, WEIGHT, LinearHead, PrototypeHead, build_head, class_means
+
+LABELS = torch.tensor([0, 1, 1, 2, 1, 0])
+RNG = torch.Generator().manual_seed(0)
+SUPPORT = torch.randn(6, 5, generator=RNG, dtype=torch.float64)
+QUERY = torch.randn(4, 5, generator=RNG, dtype=torch.float64)
+PARAMS = {SCALE: torch.tensor(math.log(7.0), dtype=torch.float64)}
+
+
+def answer(head, query=QUERY):
+    return head.logits(PARAMS, head.start(PARAMS, SUPPORT, LABELS, 3), query)
+
+
+def head(**settings):
+    return build_head(FewShotConfig(**settings))
+
+
+def test_class_means_with_unequal_counts():
+    found = class_means(SUPPORT, LABELS, 3)
+    torch.testing.assert_close(found[0], (SUPPORT[0] + SUPPORT[5]) / 2)
+    torch.testing.assert_close(found[1], (SUPPORT[1] + SUPPORT[2] + SUPPORT[4]) / 3)
+    assert torch.equal(found[2], SUPPORT[3])
+
+
+@pytest.mark.parametrize("scale", [0.5, 10.0, 64.0])
+@pytest.mark.parametrize("kind", ["prototype", "linear"])
+def test_the_scale_is_kept_as_a_logarithm(kind, scale):
+    params = head(head=kind, head_scale=scale).init_params()
+    assert params.keys() == {SCALE}
+    torch.testing.assert_close(params[SCALE].exp(), torch.tensor(scale))
+
+
+def test_prototypes_under_cosine():
+    centres = class_means(SUPPORT, LABELS, 3)
+    expected = torch.stack([7 * cosine_similarity(QUERY, centre[None]) for centre in centres], dim=1)
+    torch.testing.assert_close(answer(head(head="prototype")), expected)
+
+
+def test_prototypes_under_euclidean_distance():
+    centres = class_means(SUPPORT, LABELS, 3)
+    expected = -7 * torch.cdist(QUERY, centres).square()
+    torch.testing.assert_close(answer(head(head="prototype", distance="euclidean")), expected)
+
+
+def test_one_example_a_class_is_nearest_neighbour():
+    nearest = head(head="prototype", distance="euclidean")
+    state = nearest.start(PARAMS, SUPPORT, torch.arange(6), 6)
+    assert torch.equal(nearest.logits(PARAMS, state, SUPPORT).argmax(1), torch.arange(6))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_a_linear_head_at_the_prototypes_is_the_prototype_head(distance):
+    """The probabilities are; under Euclidean distance the logits differ by what every class shares."""
+    linear = answer(head(head="linear", head_init="prototype", distance=distance))
+    nearest = answer(head(head="prototype", distance=distance))
+    torch.testing.assert_close(log_softmax(linear, 1), log_softmax(nearest, 1))
+    assert torch.allclose(linear, nearest) == (distance == "cosine")
+
+
+def test_a_linear_head_at_zero_knows_nothing():
+    assert torch.equal(answer(head(head="linear", head_init="zero")), torch.zeros(4, 3).double())
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_linear_logits(distance):
+    linear = head(head="linear", distance=distance)
+    rng = torch.Generator().manual_seed(1)
+    state = {
+        WEIGHT: torch.randn(3, 5, generator=rng, dtype=torch.float64),
+        BIAS: torch.randn(3, generator=rng, dtype=torch.float64),
+    }
+    features = QUERY / QUERY.norm(dim=1, keepdim=True) if distance == "cosine" else QUERY
+    expected = 7 * torch.einsum("qd,cd->qc", features, state[WEIGHT]) + 7 * state[BIAS]
+    torch.testing.assert_close(linear.logits(PARAMS, state, QUERY), expected)
+
+
+@pytest.mark.parametrize("kind", ["prototype", "linear"])
+def test_cosine_takes_no_notice_of_length(kind):
+    cosine = head(head=kind)
+    torch.testing.assert_close(answer(cosine, 100 * QUERY), answer(cosine))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("prototype", PrototypeHead), ("linear", LinearHead)])
+def test_build(kind, expected):
+    built = head(head=kind)
+    assert type(built) is expected
+    assert built.fast == (kind == "linear")
+
+
+def test_a_feature_of_zero_gives_no_nan():
+    assert answer(head(head="prototype"), torch.zeros(1, 5).double()).isfinite().all()

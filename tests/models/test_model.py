@@ -1,0 +1,149 @@
+"""A backbone with its adapter as a function; batches without padding; features that no task changes."""
+
+import pytest
+import torch
+
+from fewshot_nlp.models import FewShotModel
+from fewshot_nlp.models.buckets import CALL_COST, length_buckets
+from fewshot_nlp.models.cache import FeatureCache, FixedModel, FrozenFeatures
+from fewshot_nlp.models.pooling import pool
+from tests.tiny import HIDDEN, random_batch, tiny_config
+
+
+@pytest.fixture(scope="module")
+def model(bert_folder):
+    return FewShotModel.build(tiny_config(bert_folder, adapter="prompt_tuning", num_virtual_tokens=2))
+
+
+def mask_of(lengths, longest=None):
+    longest = longest or max(lengths)
+    return (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: {}, "missing"),
+        (lambda params: {**params, "model.other": torch.ones(1)}, r"unknown \['other'\]"),
+        (lambda params: {name.removeprefix("model."): value for name, value in params.items()}, "missing"),
+    ],
+)
+def test_parameters_must_fit(model, change, message):
+    with pytest.raises(KeyError, match=message):
+        model.features(change(model.init_params()), random_batch([2, 2]).inputs)
+
+
+def test_parameters_of_head_and_rule_are_let_pass(model):
+    inputs, params = random_batch([2, 2]).inputs, model.init_params()
+    more = {**params, "head.weight": torch.ones(1), "rule.rate": torch.ones(1)}
+    assert torch.equal(model.features(more, inputs), model.features(params, inputs))
+
+
+def test_load_params(model):
+    start = model.init_params()
+    moved = {name: value + 1 for name, value in start.items()}
+    model.load_params(moved)
+    assert all(torch.equal(value, moved[name]) for name, value in model.init_params().items())
+    model.load_params(start)
+
+
+def test_frozen_features_carry_no_graph(model):
+    features = model.frozen_features(random_batch([2, 2]).inputs)
+    assert features.shape == (4, HIDDEN) and not features.requires_grad
+
+
+def test_buckets_change_nothing(model):
+    """Long and short texts in one batch go through in parts, and come back in order."""
+    batch = random_batch([40, 40], length=30)
+    assert len(length_buckets(batch.inputs["attention_mask"])) > 1
+    params = model.init_params()
+    with torch.no_grad():
+        hidden = model.module(**batch.inputs).last_hidden_state
+    expected = pool(hidden, batch.inputs["attention_mask"], "mean")
+    torch.testing.assert_close(model.features(params, batch.inputs).detach(), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_left_padding_is_understood(bert_folder):
+    """BERT's positions count padding, so another model's answer would differ; here it is transformers' own."""
+    model = FewShotModel.build(tiny_config(bert_folder, adapter="none"))
+    inputs = {name: value.flip(1) for name, value in random_batch([3, 2]).inputs.items()}
+    with torch.no_grad():
+        hidden = model.module(**inputs).last_hidden_state
+    expected = pool(hidden, inputs["attention_mask"], "mean")
+    torch.testing.assert_close(model.features({}, inputs), expected)
+
+
+@pytest.mark.parametrize("lengths", [[5], [3, 3, 3], [1, 200], [200, 1, 7, 200, 3, 1, 90], list(range(1, 60))])
+def test_buckets_hold_every_row_once_and_whole(lengths):
+    buckets = length_buckets(mask_of(lengths))
+    assert sorted(row for rows, _ in buckets for row in rows.tolist()) == list(range(len(lengths)))
+    for rows, longest in buckets:
+        assert longest == max(lengths[row] for row in rows.tolist())
+
+
+def test_buckets_pay():
+    """Never more work than one call, counting what a call costs; and much less where lengths are far apart."""
+
+    def cost(lengths):
+        return sum(len(rows) * longest + CALL_COST for rows, longest in length_buckets(mask_of(lengths)))
+
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(1, 40, (25,), generator=rng).tolist()
+        assert cost(lengths) <= len(lengths) * max(lengths) + CALL_COST
+    assert cost([100] + [5] * 50) < 0.1 * 51 * 100
+    assert len(length_buckets(mask_of([5] * 50))) == 1
+
+
+def test_a_mask_with_a_hole_keeps_what_comes_after_it():
+    ((_, longest),) = length_buckets(torch.tensor([[1, 0, 1, 0]]))
+    assert longest == 3
+
+
+class Counting:
+    """Features that count the texts they are asked for."""
+
+    def __init__(self):
+        self.texts = 0
+
+    def __call__(self, inputs):
+        self.texts += len(inputs["input_ids"])
+        real = inputs["input_ids"] * inputs["attention_mask"]
+        return torch.stack([real.sum(1), inputs["attention_mask"].sum(1)], dim=1).float()
+
+
+def test_each_distinct_text_is_computed_once():
+    compute = Counting()
+    cache = FeatureCache(compute)
+    inputs = {"input_ids": torch.tensor([[2, 3, 0], [4, 0, 0]]), "attention_mask": mask_of([2, 1], 3)}
+    expected = torch.tensor([[5.0, 2.0], [4.0, 1.0]])
+    assert torch.equal(cache(inputs), expected)
+    assert torch.equal(cache({name: value.flip(0) for name, value in inputs.items()}), expected.flip(0))
+    assert compute.texts == 2
+
+
+def test_padding_is_no_part_of_a_text():
+    compute = Counting()
+    cache = FeatureCache(compute)
+    cache({"input_ids": torch.tensor([[2, 3]]), "attention_mask": mask_of([2])})
+    cache({"input_ids": torch.tensor([[2, 3, 9, 9]]), "attention_mask": mask_of([2], 4)})
+    assert compute.texts == 1
+    cache({"input_ids": torch.tensor([[2, 3, 9, 9]]), "attention_mask": mask_of([3], 4)})
+    assert compute.texts == 2
+
+
+def test_frozen_features_have_unit_length(model):
+    inputs = random_batch([3, 2]).inputs
+    found = FrozenFeatures(model)(inputs)
+    plain = model.frozen_features(inputs)
+    torch.testing.assert_close(found, plain / plain.norm(dim=1, keepdim=True))
+
+
+def test_a_fixed_model_keeps_its_parameters(model):
+    inputs, params = random_batch([3, 2]).inputs, model.init_params()
+    moved = {name: value + 1 for name, value in params.items()}
+    fixed = FixedModel(model, moved)
+    expected = model.features(moved, inputs).detach()
+    for given in (moved, params):
+        torch.testing.assert_close(fixed.features(given, inputs), expected)
+    torch.testing.assert_close(fixed.frozen_features(inputs), model.frozen_features(inputs))

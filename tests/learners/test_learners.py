@@ -1,0 +1,88 @@
+"""What learners share, beside the contract: how they are built, and what they report."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fewshot_nlp.learners import LEARNER_CLASSES, build_learner
+from fewshot_nlp.learners.base import episode_accuracy, episode_loss
+from fewshot_nlp.types import OUT_OF_SCOPE, MetaGrad
+from tests.tiny import random_batch, random_episode, tiny_config
+
+LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [5.0, 0.0]])
+LABELS = torch.tensor([0, 1, 1, OUT_OF_SCOPE])
+
+
+def test_queries_out_of_scope_count_in_neither_loss_nor_accuracy():
+    torch.testing.assert_close(episode_loss(LOGITS, LABELS), cross_entropy(LOGITS[:3], LABELS[:3]))
+    assert episode_accuracy(LOGITS, LABELS) == pytest.approx(2 / 3)
+
+
+def test_the_loss_of_half_precision_logits_is_in_single():
+    assert episode_loss(LOGITS.bfloat16(), LABELS).dtype == torch.float32
+    assert episode_loss(LOGITS.double(), LABELS).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", LEARNER_CLASSES)
+def test_built_by_name(bert_folder, name):
+    learner = build_learner(tiny_config(bert_folder, learner=name))
+    assert type(learner) is LEARNER_CLASSES[name]
+    same = build_learner(learner.config, learner.model)
+    assert same.model is learner.model
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "reptile"])
+def test_without_an_adapter_there_is_nothing_to_adapt(bert_folder, name):
+    with pytest.raises(ValueError, match=f"learner='{name}' adapts the adapter, and adapter='none' has none"):
+        build_learner(tiny_config(bert_folder, learner=name, adapter="none"))
+
+
+def test_anil_needs_a_head_with_weights(bert_folder):
+    with pytest.raises(ValueError, match=r"learner='anil' adapts the head alone.*Use head='linear'"):
+        build_learner(tiny_config(bert_folder, learner="anil", head="prototype"))
+
+
+def test_anil_leaves_the_adapter_alone(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="anil"))
+    assert learner.adapt(learner.init_params(), random_batch([2, 2])).keys() == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile"])
+def test_no_steps_leave_the_start(bert_folder, name):
+    learner = build_learner(tiny_config(bert_folder, learner=name, inner_steps=0))
+    params = learner.init_params()
+    state = learner.adapt(params, random_batch([2, 2]))
+    assert all(torch.equal(state[key], value) for key, value in params.items() if key.startswith("model."))
+
+
+def test_two_step_sizes(bert_folder):
+    """With a step of zero the adapter stays, and the head still moves."""
+    learner = build_learner(tiny_config(bert_folder, inner_learning_rate=0.0, head_learning_rate=0.5))
+    params, support = learner.init_params(), random_batch([2, 3])
+    state = learner.adapt(params, support)
+    assert all(torch.equal(state[key], value) for key, value in params.items() if key.startswith("model."))
+    features = learner.model.features(params, support.inputs)
+    start = learner.head.start(params, features, support.labels, 2)
+    assert (state["head.weight"] - start["head.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", LEARNER_CLASSES)
+def test_no_episodes_are_a_sum_of_nothing(bert_folder, name):
+    """A process may be left without a task in a round."""
+    learner = build_learner(tiny_config(bert_folder, learner=name))
+    params = learner.init_params()
+    nothing = learner.meta_grad(params, [])
+    assert nothing.episodes == 0 and nothing.loss == 0 and nothing.logits == []
+    assert nothing.grads.keys() == params.keys()
+    assert not any(grad.any() for grad in nothing.grads.values())
+    one = learner.meta_grad(params, [random_episode([1, 2])])
+    total = nothing + one
+    assert total.episodes == 1
+    assert all(torch.equal(total.grads[key], grad) for key, grad in one.grads.items())
+
+
+def test_meta_gradients_of_different_learners_do_not_add():
+    zero = torch.zeros(())
+    one, other = (MetaGrad({name: torch.ones(1)}, zero, zero, 1) for name in ("model.a", "model.b"))
+    with pytest.raises(ValueError, match=r"different parameters: \['model.a', 'model.b'\]"):
+        one + other

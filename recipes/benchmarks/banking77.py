@@ -1,7 +1,7 @@
 """BANKING77, 5-way 1- and 5-shot, 600 test episodes of 5 queries a class, the protocol and splits of ProtAugment.
 
     python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77
-    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods protonet --splits 1 2 3 4 5
+    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods lora_anil --splits 1 2 3 4 5
 
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
 classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from statistics import mean
 
@@ -21,25 +22,37 @@ from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import execute, prepare
 
 RECIPES = Path(__file__).parents[1]
-COMMON = "--max_length 48 --eval_episodes 100 --eval_on_start true --baseline_episodes 30 --disable_tqdm true"
+COMMON = "--max_length 48 --eval_on_start true --disable_tqdm true --eval_n_way 5"
+TASK_STEPS = "--max_steps 45 --eval_steps 15 --eval_episodes 30 --max_k_shot 3 --inner_steps 1"
+WIDE = (
+    "--n_way 12 --n_query 4 --max_k_shot none --meta_batch_size 2 --max_steps 50 --eval_steps 50 --eval_episodes 100 "
+    "--learning_rate 5e-4 --lora_target_modules query key value dense --baseline_episodes 0"
+)
+#: Recipe and settings of each method.
 METHODS = {
-    "prompt_maml": "--max_steps 45 --eval_episodes 30 --prompt_tuning_init_text 'what does the customer want'",
-    "lora_maml": "--max_steps 45 --eval_episodes 30",
-    "lora_reptile": "--max_steps 45 --eval_episodes 30",
-    "protonet": "",
+    "prompt_maml": (
+        "prompt_maml",
+        f"{TASK_STEPS} --baseline_episodes 30 --prompt_tuning_init_text 'what does the customer want'",
+    ),
+    "lora_maml": ("lora_maml", f"{TASK_STEPS} --baseline_episodes 30"),
+    "lora_reptile": ("lora_reptile", f"{TASK_STEPS} --inner_steps 3 --baseline_episodes 0"),
+    "lora_protonet": ("protonet", WIDE),
+    "lora_anil": (
+        "protonet",
+        f"{WIDE} --learner anil --head linear --inner_steps 20 --head_learning_rate 0.2",
+    ),
 }
 
 
 def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str]) -> dict:
     """Results of one method on one split, from ``folder`` if they are there."""
-    import shlex
-
     results = folder / "results.json"
     if not results.is_file():
-        arguments = [*shlex.split(COMMON), *shlex.split(METHODS[method]), *extra]
+        recipe, settings = METHODS[method]
+        arguments = [*shlex.split(COMMON), *shlex.split(settings), *extra]
         arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
         arguments += ["--split_file", str(data_dir / f"split_{split}.json")]
-        execute(prepare(parse(arguments, RECIPES / f"{method}.yaml")))
+        execute(prepare(parse(arguments, RECIPES / f"{recipe}.yaml")))
     return json.loads(results.read_text(encoding="utf-8"))["test"]
 
 

@@ -11,7 +11,8 @@ from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.learners import LEARNER_CLASSES, MAML, BaseLearner, ProtoNet, build_learner
 from fewshot_nlp.models.heads import BIAS, WEIGHT
 from tests.contracts import learner as contract
-from tests.contracts.learner import CHECKS, COUNTS, Entry, Subject
+from tests.contracts.learner import CHECKS
+from tests.contracts.subject import COUNTS, Entry, Subject, rows
 from tests.tiny import tiny_config
 
 
@@ -58,7 +59,7 @@ class IgnoresQuery(ProtoNet):
 
 class TrustsTheSecond(ProtoNet):
     def _adapt(self, params, support, create_graph):
-        return super()._adapt(params, contract.rows(support, [1, *range(len(support))]), create_graph)
+        return super()._adapt(params, rows(support, [1, *range(len(support))]), create_graph)
 
 
 class FavoursAClass(ProtoNet):

@@ -12,7 +12,8 @@ from fewshot_nlp.learners import LEARNER_CLASSES, FineTuning, FrozenPrototypes, 
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.types import Learner
-from tests.contracts.learner import COUNTS, Entry, Subject, contract
+from tests.contracts.learner import contract
+from tests.contracts.subject import COUNTS, Entry, Subject
 from tests.tiny import tiny_config
 
 

@@ -73,14 +73,6 @@ def test_left_padding_is_understood(bert_folder):
     torch.testing.assert_close(model.features({}, inputs), expected)
 
 
-@pytest.mark.parametrize("lengths", [[5], [3, 3, 3], [1, 200], [200, 1, 7, 200, 3, 1, 90], list(range(1, 60))])
-def test_buckets_hold_every_row_once_and_whole(lengths):
-    buckets = length_buckets(mask_of(lengths))
-    assert sorted(row for rows, _ in buckets for row in rows.tolist()) == list(range(len(lengths)))
-    for rows, longest in buckets:
-        assert longest == max(lengths[row] for row in rows.tolist())
-
-
 def test_buckets_pay():
     """Never more work than one call, counting what a call costs; and much less where lengths are far apart."""
 
@@ -110,16 +102,6 @@ class Counting:
         self.texts += len(inputs["input_ids"])
         real = inputs["input_ids"] * inputs["attention_mask"]
         return torch.stack([real.sum(1), inputs["attention_mask"].sum(1)], dim=1).float()
-
-
-def test_each_distinct_text_is_computed_once():
-    compute = Counting()
-    cache = FeatureCache(compute)
-    inputs = {"input_ids": torch.tensor([[2, 3, 0], [4, 0, 0]]), "attention_mask": mask_of([2, 1], 3)}
-    expected = torch.tensor([[5.0, 2.0], [4.0, 1.0]])
-    assert torch.equal(cache(inputs), expected)
-    assert torch.equal(cache({name: value.flip(0) for name, value in inputs.items()}), expected.flip(0))
-    assert compute.texts == 2
 
 
 def test_padding_is_no_part_of_a_text():

@@ -8,7 +8,7 @@ from pathlib import Path
 # Before any Hugging Face library is imported: no test may reach for a Hub that it did not start itself.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import pytest
 

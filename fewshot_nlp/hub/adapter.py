@@ -19,8 +19,8 @@ from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.card import CURVE_NAME, model_card
 from fewshot_nlp.hub.files import (
+    OWN_PATTERNS,
     PARAMS_NAME,
-    WEIGHT_PATTERNS,
     check_token,
     read_tensors,
     replaced_files,
@@ -143,7 +143,7 @@ class FewShotAdapter:
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
-                delete_patterns=WEIGHT_PATTERNS,
+                delete_patterns=OWN_PATTERNS,
             )
 
     @classmethod
@@ -223,12 +223,18 @@ def _read_params(folder: Path, learner: BaseLearner) -> dict[str, Tensor]:
     """The saved parameters, checked against the learner's own, on the CPU. The learner's module is left untrained."""
     model, start = learner.model, learner.init_params()
     params = read_tensors(folder / PARAMS_NAME, "it holds the head of the learner")
-    if is_adapted(model.module):
+    if is_adapted(model.module) and not peft_restores(model.module):
+        lost = sorted(start.keys() - params.keys())
+        if lost:
+            raise ValueError(
+                f"{folder / PARAMS_NAME} lacks the prompt's own network ({lost[0]}), and PEFT's files hold only the "
+                "prompts that it made. Save the adapter again with FewShotAdapter.save_pretrained, or train one with "
+                "adapter='prompt_tuning' or 'prefix_tuning', which PEFT restores."
+            )
+    elif is_adapted(model.module):
         with model.holding(start) as module:
             load_adapter(module, folder)
-            restored = model.init_params()
-        if peft_restores(model.module):
-            params = {**restored, **params}
+            params = {**model.init_params(), **params}
     elif model.trainable:
         params = {**_read_backbone(folder), **params}
     check_tensors(params, start, str(folder), model.module)

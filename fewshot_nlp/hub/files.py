@@ -27,9 +27,10 @@ from fewshot_nlp.hub.info import RESULTS_NAME
 from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PARAMS_NAME = "fewshot_params.safetensors"
-#: Adapter and backbone files. A save that does not write one of them removes it: a config.json beside a PEFT adapter
-#: breaks AutoModel, and the weights of an earlier save would be read as if they belonged to this one.
-WEIGHT_PATTERNS = [
+#: Results, adapter and backbone. A save that does not write one of them removes it: a config.json beside a PEFT adapter
+#: breaks AutoModel, and results or weights of an earlier save would be read as if they belonged to this one.
+OWN_PATTERNS = [
+    RESULTS_NAME,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PARAMS_NAME,
@@ -39,7 +40,7 @@ WEIGHT_PATTERNS = [
     "model.safetensors.index.json",
 ]
 #: What ``from_pretrained`` reads, and so all it downloads.
-READ_PATTERNS = [CONFIG_NAME, RESULTS_NAME, *WEIGHT_PATTERNS]
+READ_PATTERNS = [CONFIG_NAME, *OWN_PATTERNS]
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
     A ``fewshot_config.json`` must be among it: it marks the folder as an adapter.
 
     Until then ``folder`` is as it was, so a save that fails halfway never replaces a good one. Files of other names
-    stay; adapter weights of an earlier save that this one does not write are removed.
+    stay; weights and results of an earlier save that this one does not write are removed.
 
     Raises:
         ValueError: where ``folder`` is a file, cannot be written, or already holds a model of another kind.
@@ -83,7 +84,7 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
             (staging / path).replace(target / path)
         if saved_before:
             for path in target.iterdir():
-                if any(fnmatch(path.name, pattern) for pattern in WEIGHT_PATTERNS) and Path(path.name) not in written:
+                if any(fnmatch(path.name, pattern) for pattern in OWN_PATTERNS) and Path(path.name) not in written:
                     path.unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)

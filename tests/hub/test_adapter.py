@@ -133,6 +133,39 @@ def test_a_peft_config_object_comes_back(bert_folder, tmp_path):
     assert torch.equal(logits(first), logits(second))
 
 
+def projected(bert_folder):
+    own = peft.PrefixTuningConfig(
+        num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8, task_type="FEATURE_EXTRACTION"
+    )
+    return trained(settings(bert_folder, "prefix_tuning"), own)
+
+
+def test_a_prefix_with_projection_comes_back(bert_folder, tmp_path):
+    """Its saved prefix is wider than the embedding that makes it, so PEFT's own file does not fit."""
+    first = projected(bert_folder)
+    first.save_pretrained(tmp_path)
+    second = FewShotAdapter.from_pretrained(tmp_path)
+    same(first.params, second.params)
+    assert torch.equal(logits(first), logits(second))
+
+
+@pytest.mark.parametrize("kind", ["p_tuning", "prefix_projection"])
+def test_an_adapter_that_peft_cannot_restore_is_refused_without_its_network(bert_folder, tmp_path, kind):
+    first = projected(bert_folder) if kind == "prefix_projection" else trained(settings(bert_folder, "p_tuning"))
+    first.save_pretrained(tmp_path)
+    params = load_file(tmp_path / "fewshot_params.safetensors")
+    head = {name: tensor for name, tensor in params.items() if name.startswith("head.")}
+    save_file(head, tmp_path / "fewshot_params.safetensors")
+    with pytest.raises(ValueError, match=r"lacks the prompt's own network .*PEFT.*adapter='prompt_tuning'"):
+        FewShotAdapter.from_pretrained(tmp_path)
+
+
+def test_results_of_an_earlier_save_are_not_taken_for_those_of_a_later(bert_folder, tmp_path):
+    trained(settings(bert_folder), info=AdapterInfo(results={"test": {}})).save_pretrained(tmp_path)
+    trained(settings(bert_folder), seed=2).save_pretrained(tmp_path)
+    assert FewShotAdapter.from_pretrained(tmp_path).info.results is None
+
+
 def test_a_prompt_that_started_at_a_text_comes_back(bert_folder, tmp_path):
     first = trained(settings(bert_folder, "prompt_tuning", prompt_tuning_init_text="lamp on"))
     first.save_pretrained(tmp_path)

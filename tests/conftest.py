@@ -9,8 +9,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 
 from tests.tiny import tiny_bert
 
@@ -19,3 +21,9 @@ from tests.tiny import tiny_bert
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny random BERT with its tokenizer."""
     return tiny_bert(Path(tmp_path_factory.mktemp("tiny-bert")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tiny models gain nothing from more threads; a run that sets more must not slow the tests after it."""
+    torch.set_num_threads(1)

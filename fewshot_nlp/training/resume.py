@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
-from fewshot_nlp.config import CONFIG_NAME
+from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
     Checkpoint,
@@ -136,9 +136,13 @@ def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) 
 
 
 def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
-    """What makes a run the same run: settings that fix its episodes and its optimiser, and the first episodes."""
+    """What makes a run the same run: its method, its first episodes, and what fixes the others and the optimiser."""
     first = [trainer.train_sampler[i] for i in range(trainer.args.meta_batch_size)]
     settings = {name: getattr(trainer.args, name) for name in FIXED}
+    # Another learner, inner rule or head may have parameters of the same names and shapes.
+    method = getattr(trainer.learner, "config", None)
+    if isinstance(method, FewShotConfig):
+        settings |= method.to_dict()
     return {**settings, "first_episodes": hashlib.sha256(repr(first).encode()).hexdigest()[:16]}
 
 

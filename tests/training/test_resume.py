@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, find_checkpoint, read_checkpoint
 from fewshot_nlp.training.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, write_checkpoint
 from tests.training.toy import ToyLearner, ToySampler, toy_args, toy_reader, toy_trainer
@@ -208,6 +209,18 @@ def test_other_episodes_or_parameters_are_not_resumed(tmp_path):
 
     with pytest.raises(ValueError, match=r"head\.b"):
         FewShotTrainer(More(), args, ToySampler(), toy_reader).train()
+
+
+def test_another_method_is_not_resumed(tmp_path):
+    """Its parameters may have the same names and shapes."""
+    learner = ToyLearner()
+    learner.config = FewShotConfig(learner="maml", inner_learning_rate=0.1)
+    toy_trainer(tmp_path, learner, **SAVING).train()
+    resumed = toy_trainer(tmp_path, learner, **SAVING)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 7
+    learner.config = FewShotConfig(learner="fomaml", inner_learning_rate=0.1)
+    with pytest.raises(ValueError, match="trained with learner='maml', and this run has learner='fomaml'"):
+        toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True)
 
 
 def test_nothing_to_resume_from_is_an_error(tmp_path):

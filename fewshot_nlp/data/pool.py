@@ -133,22 +133,25 @@ def load_pools(
     else:
         own = own_splits({part_name: set(part_labels) for part_name, part_labels in labels_by_part.items()})
         chosen = own or random_splits(rows_by_class, split_seed, split_fractions)
-    split_rows = {
-        split: {c: rows_by_class[c] for c in classes if len(rows_by_class[c]) >= min_examples}
-        for split, classes in chosen.items()
-    }
-    for split, rows in split_rows.items():
-        if not rows:
-            raise ValueError(f"No class of the {split} split has min_examples={min_examples} examples. Lower it.")
-
+    split_rows = _large_enough(
+        {split: {c: rows_by_class[c] for c in classes} for split, classes in chosen.items()}, min_examples
+    )
     dropped = _shared_rows(texts, split_rows, duplicates)
+    # Once more, as a class may have had enough examples only with those that were dropped.
+    split_rows = _large_enough(
+        {
+            split: {c: [row for row in rows if row not in dropped[split]] for c, rows in by_class.items()}
+            for split, by_class in split_rows.items()
+        },
+        min_examples,
+    )
     readable = _by_class(parts, label_column, "label_name", labels)
     described = _by_class(parts, label_column, "label_description", labels)
     return {
         split: Pool(
             name=name or found_name,
             split=split,
-            rows_by_class={c: tuple(r for r in rows if r not in dropped[split]) for c, rows in by_class.items()},
+            rows_by_class={c: tuple(rows) for c, rows in by_class.items()},
             dataset=merged,
             text_column_name=text_column,
             readable_names={c: readable[c] for c in by_class if c in readable},
@@ -182,6 +185,18 @@ def _labels_by_part(parts: Mapping[str, Dataset], text_column: str, label_column
         labels[name] = class_names(part, label_column, first_row)
         first_row += part.num_rows
     return labels
+
+
+def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int) -> dict[str, dict[str, list[int]]]:
+    """The classes of each split with at least ``count`` rows; ``ValueError`` where a split keeps none."""
+    kept = {
+        split: {name: rows for name, rows in by_class.items() if len(rows) >= count}
+        for split, by_class in split_rows.items()
+    }
+    for split, by_class in kept.items():
+        if not by_class:
+            raise ValueError(f"No class of the {split} split has min_examples={count} examples. Lower it.")
+    return kept
 
 
 def _shared_rows(

@@ -126,6 +126,14 @@ def test_a_text_in_two_splits_can_be_dropped_from_the_earlier():
     assert pools["test"].rows_by_class == {"c": (3,), "d": (4, 5)}
 
 
+def test_a_class_that_is_too_small_without_its_shared_texts_is_left_out():
+    splits = {"train": ["a", "b"], "test": ["c", "d"]}
+    data = Dataset.from_dict({"text": list("1234516789"), "label": list("aabbbccddd")})
+    assert load_pools(data, splits=splits, duplicates="drop")["train"].rows_by_class == {"a": (1,), "b": (2, 3, 4)}
+    pools = load_pools(data, splits=splits, duplicates="drop", min_examples=2)
+    assert pools["train"].rows_by_class == {"b": (2, 3, 4)}
+
+
 def test_a_text_in_two_splits_can_be_kept():
     pools = load_pools(shared_text_dataset(), splits=SHARED, duplicates="keep")
     assert pools["train"].rows_by_class == {"a": (0, 1)}

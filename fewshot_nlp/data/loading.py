@@ -53,6 +53,12 @@ def open_dataset(
             f"dataset={name!r} is no file or folder, no embedded set ({', '.join(EMBEDDED)}), and the Hub has no such "
             f"data set or cannot be reached: {error}"
         ) from error
+    except (RuntimeError, ValueError) as error:
+        # Such as a repository that is a loading script, or a configuration that must be named.
+        raise ValueError(
+            f"dataset={name!r} cannot be loaded from the Hub: {error} Set dataset_config_name, or revision to "
+            f"'refs/convert/parquet' where the Hub has converted it."
+        ) from error
 
 
 def _open_file(path: Path) -> DatasetDict:

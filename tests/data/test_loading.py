@@ -96,6 +96,16 @@ def test_a_hub_that_cannot_be_reached_is_an_error(monkeypatch):
         load_pools("someone/something")
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_hub_data_set_that_cannot_be_loaded_is_one_clear_error(monkeypatch, error):
+    def refuse(*args, **options):
+        raise error("Dataset scripts are no longer supported, but found something.py.")
+
+    monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"'someone/something' cannot be loaded .*something\.py.*dataset_config_name"):
+        load_pools("someone/something")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.cache import FrozenFeatures
-from fewshot_nlp.models.heads import class_means
+from fewshot_nlp.models.heads import class_means, full_precision
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
 
@@ -40,8 +40,10 @@ class FrozenPrototypes(_FrozenLearner):
         return class_means(self.features(support.inputs), support.labels, support.n_way)
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        # The scale changes no answer; 10 gives probabilities of a usual sharpness.
-        return 10.0 * self.features(query.inputs) @ normalize(state, dim=-1).T
+        features = self.features(query.inputs)
+        with full_precision(features):
+            # The scale changes no answer; 10 gives probabilities of a usual sharpness.
+            return 10.0 * features @ normalize(state, dim=-1).T
 
 
 class LogisticRegression(_FrozenLearner):

@@ -34,10 +34,16 @@ class Head(Protocol):
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor: ...
 
 
+def full_precision(features: Tensor) -> torch.autocast:
+    """A block without autocast: with the eight bits of bfloat16 many cosines tie, and argmax takes the first class."""
+    return torch.autocast(features.device.type, enabled=False)
+
+
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
     """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero."""
     member = torch.nn.functional.one_hot(labels, n_way).to(features.dtype)
-    return (member.T @ features) / member.sum(dim=0)[:, None]
+    with full_precision(features):
+        return (member.T @ features) / member.sum(dim=0)[:, None]
 
 
 def log_scale(config: FewShotConfig) -> Tensor:
@@ -62,7 +68,8 @@ class PrototypeHead:
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         centres = state[WEIGHT]
         if self.config.distance == "cosine":
-            similarity = normalize(features, dim=-1) @ normalize(centres, dim=-1).T
+            with full_precision(features):
+                similarity = normalize(features, dim=-1) @ normalize(centres, dim=-1).T
         else:
             similarity = -(features[:, None] - centres[None]).square().sum(dim=-1)
         return params[SCALE].exp() * similarity
@@ -99,7 +106,8 @@ class LinearHead:
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         if self.config.distance == "cosine":
             features = normalize(features, dim=-1)
-        return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
+        with full_precision(features):
+            return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
 
 
 def build_head(config: FewShotConfig) -> Head:

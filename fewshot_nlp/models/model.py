@@ -79,12 +79,18 @@ class FewShotModel:
     def _pooled(self, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features of ``inputs``, run in buckets of like length where arithmetic is what costs time."""
         mask = inputs["attention_mask"]
-        right_padded = bool(mask[:, 0].all())
-        if mask.device.type != "cpu" or not right_padded:
-            return pool(forward(inputs).last_hidden_state, mask, self.config.pooling)
+
+        def pooled_at_once(part: dict[str, Tensor]) -> Tensor:
+            features = pool(forward(part).last_hidden_state, part["attention_mask"], self.config.pooling)
+            # Under autocast some backbones end in half precision, which is too coarse for a head.
+            return features.to(torch.promote_types(features.dtype, torch.float32))
+
+        # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
+        if mask.device.type != "cpu" or not mask[:, 0].all():
+            return pooled_at_once(inputs)
         buckets = length_buckets(mask)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]
-        pooled = [pool(forward(p).last_hidden_state, p["attention_mask"], self.config.pooling) for p in parts]
+        pooled = [pooled_at_once(part) for part in parts]
         back = torch.cat([rows for rows, _ in buckets]).argsort()
         return torch.cat(pooled)[back]
 

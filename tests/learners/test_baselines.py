@@ -44,6 +44,18 @@ def test_prototypes_by_hand(model, features, episode):
     np.testing.assert_allclose(logits, 10 * cosine, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [FrozenPrototypes, LogisticRegression])
+def test_mixed_precision_ends_before_the_baseline(features, episode, kind):
+    learner = kind(features)
+
+    def logits():
+        return learner.predict({}, learner.adapt({}, episode.support), episode.query)
+
+    expected = logits()  # Features are kept from here on.
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(), expected)
+
+
 def test_one_example_a_class_is_scikit_learns_nearest_neighbour(model, features):
     episode = random_episode([1, 1, 1], n_query=5)
     learner = FrozenPrototypes(features)

@@ -31,6 +31,21 @@ def test_class_means_with_unequal_counts():
     assert torch.equal(found[2], SUPPORT[3])
 
 
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", ["prototype", "linear"])
+def test_mixed_precision_ends_before_the_head(kind, distance):
+    """In bfloat16 the logits of two classes would tie."""
+    made = head(head=kind, distance=distance)
+    params, support, query = made.init_params(), SUPPORT.float(), QUERY.float()
+
+    def logits():
+        return made.logits(params, made.start(params, support, LABELS, 3), query)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits()
+    assert torch.equal(found, logits()) and found.dtype == torch.float32
+
+
 @pytest.mark.parametrize("scale", [0.5, 10.0, 64.0])
 @pytest.mark.parametrize("kind", ["prototype", "linear"])
 def test_the_scale_is_kept_as_a_logarithm(kind, scale):

@@ -63,6 +63,18 @@ def test_buckets_change_nothing(model):
     torch.testing.assert_close(model.features(params, batch.inputs).detach(), expected, rtol=1e-5, atol=2e-6)
 
 
+def test_features_under_autocast_are_single_precision(model):
+    """Also where a backbone ends in half precision, which NumPy does not know."""
+    inputs = random_batch([2, 2]).inputs
+    hook = model.module.register_forward_hook(
+        lambda module, args, output: type(output)(last_hidden_state=output.last_hidden_state.bfloat16())
+    )
+    try:
+        assert model.features(model.init_params(), inputs).dtype == torch.float32
+    finally:
+        hook.remove()
+
+
 def test_left_padding_is_understood(bert_folder):
     """BERT's positions count padding, so another model's answer would differ; here it is transformers' own."""
     model = FewShotModel.build(tiny_config(bert_folder, adapter="none"))

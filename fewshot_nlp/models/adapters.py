@@ -137,7 +137,8 @@ def build_adapter(
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT 0.21 asks transformers for a name that transformers 5 is about to drop.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed accelerators too, which this fork does not put back.
+            torch.default_generator.manual_seed(seed)
             wrapped = peft.get_peft_model(module, settings)
     except (ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise ValueError(

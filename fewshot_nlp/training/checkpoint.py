@@ -141,14 +141,23 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def prune_checkpoints(output_dir: str | Path, limit: int | None, best: str | Path | None) -> None:
-    """Delete the oldest until ``limit`` are left. The best and the newest are never deleted."""
+def prune_checkpoints(
+    output_dir: str | Path, limit: int | None, best: str | Path | None, newest: str | Path | None = None
+) -> None:
+    """Delete checkpoints until ``limit`` are left, never the best nor the newest.
+
+    ``newest`` is the last that was written, by default the one of the highest step. Those of higher steps, which a
+    resumed run has passed over, go first; then the oldest.
+    """
     folders = list_checkpoints(output_dir)
     if limit is None or len(folders) <= limit:
         return
-    kept = {folders[-1]} | {folder for folder in folders if best is not None and folder.name == Path(best).name}
-    surplus = len(folders) - max(limit, len(kept))
-    for folder in [folder for folder in folders if folder not in kept][:surplus]:
+    last = folders[-1].name if newest is None else Path(newest).name
+    kept = {last} if best is None else {last, Path(best).name}
+    others = [folder for folder in folders if folder.name not in kept]
+    others.sort(key=lambda folder: (step_of(folder) < step_of(Path(last)), step_of(folder)))
+    surplus = min(len(folders) - limit, len(others))
+    for folder in others[:surplus]:
         shutil.rmtree(folder)
 
 

@@ -58,8 +58,8 @@ def save(trainer: FewShotTrainer) -> None:
         }
         tensors = optimizer_tensors(trainer.optimizer, trainer.params)
         checkpoint = Checkpoint(trainer.params, tensors, asdict(state), progress)
-        write_checkpoint(args.output_dir, state.global_step, checkpoint)
-        prune_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint)
+        written = write_checkpoint(args.output_dir, state.global_step, checkpoint)
+        prune_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint, written)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -211,6 +211,14 @@ def test_other_episodes_or_parameters_are_not_resumed(tmp_path):
         FewShotTrainer(More(), args, ToySampler(), toy_reader).train()
 
 
+def test_what_a_resumed_run_saves_outlives_what_it_passed_over(tmp_path):
+    toy_trainer(tmp_path, **SAVING).train()
+    resumed = toy_trainer(tmp_path, callbacks=[Kill(6)], **{**SAVING, "save_steps": 5, "save_total_limit": 1})
+    with pytest.raises(Killed):
+        resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5"]
+
+
 def test_another_method_is_not_resumed(tmp_path):
     """Its parameters may have the same names and shapes."""
     learner = ToyLearner()

@@ -28,12 +28,12 @@ METHODS = {
     "protonet": "prototypical networks ([Snell et al. 2017](https://arxiv.org/abs/1703.05175))",
 }
 ADAPTER_NAMES = {
-    "prompt_tuning": "soft prompt (prompt tuning)",
-    "p_tuning": "soft prompt (P-tuning)",
-    "prefix_tuning": "prefix (prefix tuning)",
-    "lora": "LoRA adapter",
-    "full": "encoder (all weights trained)",
-    "none": "few-shot head (backbone unchanged)",
+    "prompt_tuning": "A soft prompt (prompt tuning)",
+    "p_tuning": "A soft prompt (P-tuning)",
+    "prefix_tuning": "A prefix (prefix tuning)",
+    "lora": "A LoRA adapter",
+    "full": "An encoder (all weights trained)",
+    "none": "A few-shot head (backbone unchanged)",
 }
 
 
@@ -152,7 +152,7 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
     method = METHODS.get(config.learner, f"`{config.learner}`")
     text = (
-        f"A {ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {method} so "
+        f"{ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {method} so "
         "that a handful of examples a class teach it a new text classification task."
     )
     if info.learning_curve is not None:

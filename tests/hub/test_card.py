@@ -157,3 +157,8 @@ def test_unseen_classes_are_claimed_only_where_it_is_known(tested, claimed):
     results = {**RESULTS, "protocol": {"dataset": "home_intents", "classes": tested}}
     text = model_card(FewShotConfig(), info(results=results)).text
     assert ("on classes that were not seen in training" in text) is claimed
+
+
+def test_the_first_sentence_has_its_article():
+    assert "\n\nAn encoder (all weights trained) for" in str(model_card(FewShotConfig(adapter="full"), info()))
+    assert "\n\nA LoRA adapter for" in str(model_card(FewShotConfig(adapter="lora"), info()))

@@ -147,5 +147,9 @@ class Learner(Protocol):
         ...
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
-        """Summed gradient of the episodes' query loss with respect to ``params``."""
+        """Summed gradient of the episodes' query loss with respect to ``params``.
+
+        It draws no random numbers, or draws them from a generator seeded by the episode's own address: the sum is then
+        the same however the episodes are dealt to processes.
+        """
         ...

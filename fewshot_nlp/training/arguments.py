@@ -44,7 +44,7 @@ class FewShotTrainingArguments:
     overwrite_output_dir: bool = _help(
         "Replace what an earlier run left in output_dir; without it such a folder is an error.", False
     )
-    seed: int = _help("Seed of the initial parameters, of the episodes and of dropout.", 0)
+    seed: int = _help("Seed of the initial parameters and of the training episodes.", 0)
 
     max_steps: int = _help("Steps of the outer optimiser.", 200)
     meta_batch_size: int = _help("Episodes in a micro-round, over all processes.", 4)

@@ -24,7 +24,6 @@ from fewshot_nlp.training.checkpoint import DamagedCheckpoint, list_checkpoints,
 from fewshot_nlp.training.meter import Meter
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
 from fewshot_nlp.training.resume import clear_checkpoints, restore, resume_folder, save
-from fewshot_nlp.training.rng import seeded
 from fewshot_nlp.training.validation import check_validation, is_better, metric_key, validation_metrics
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
 
@@ -236,9 +235,8 @@ class FewShotTrainer:
         """Summed gradients of one micro-round, over all ranks."""
         indices = self.step_indices(self.state.global_step, micro_round)
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        device, rank = self.accelerator.device, self.accelerator.process_index
-        episodes = [self.reader(self.train_sampler[i]).to(device) for i in mine]
-        with seeded(device, self.args.seed, indices.start, rank), self.accelerator.autocast():
+        episodes = [self.reader(self.train_sampler[i]).to(self.accelerator.device) for i in mine]
+        with self.accelerator.autocast():
             part = self._summed_gradient(episodes)
         if part.grads.keys() != self.params.keys():
             raise ValueError(f"meta_grad left out or added {sorted(part.grads.keys() ^ self.params.keys())}.")

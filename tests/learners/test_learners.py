@@ -1,5 +1,6 @@
 """What learners share, beside the contract: how they are built, and what they report."""
 
+import peft
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -79,6 +80,16 @@ def test_no_episodes_are_a_sum_of_nothing(bert_folder, name):
     total = nothing + one
     assert total.episodes == 1
     assert all(torch.equal(total.grads[key], grad) for key, grad in one.grads.items())
+
+
+@pytest.mark.parametrize("name", LEARNER_CLASSES)
+def test_dropout_is_never_active(bert_folder, name):
+    """What it drops would depend on the process that an episode is dealt to."""
+    dropping = peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=2, target_modules=["query"], lora_dropout=0.5)
+    learner = build_learner(tiny_config(bert_folder, learner=name), peft_config=dropping)
+    first, second = (learner.meta_grad(learner.init_params(), [random_episode([2, 2])]).grads for _ in range(2))
+    assert any(grad.any() for grad in first.values())
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_meta_gradients_of_different_learners_do_not_add():

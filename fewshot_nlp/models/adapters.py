@@ -23,8 +23,8 @@ from fewshot_nlp.config import FewShotConfig
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-#: What transformers calls a table of learned positions.
-POSITION_EMBEDDINGS = ("position_embeddings", "wpe")
+#: What transformers calls a table with a row for each position.
+POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
 
 #: Query and value projections where PEFT knows none.
 LORA_TARGETS = {
@@ -76,15 +76,37 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
 
 
 def position_limit(module: nn.Module) -> int | None:
-    """Longest input, in tokens, that the backbone's learned position embeddings hold; ``None`` if it has none."""
+    """Longest input, in tokens, that the backbone's table of positions holds.
+
+    ``None`` where it has none: relative and rotary positions go on beyond any length, whatever ``config.json`` says.
+    """
+    limits = []
     for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITION_EMBEDDINGS:
+        table = getattr(part, "weight", None)
+        if name.rsplit(".", 1)[-1] in POSITION_TABLES and isinstance(table, Tensor):
             # RoBERTa and its kin number positions from behind the padding index.
-            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    return None
+            padding = getattr(part, "padding_idx", None)
+            limits.append(table.shape[0] - (0 if padding is None else padding + 1))
+    # BART, Nystromformer and others leave rows of the table unused.
+    stated = getattr(module.config, "max_position_embeddings", None) or 0
+    return min([*limits, stated] if stated > 0 else limits) if limits else None
 
 
-def fit_prompt(module: Any, settings: Any, max_length: int) -> None:
+def check_length(module: Any, max_length: int, num_virtual_tokens: int = 0) -> None:
+    """Raise ``ValueError`` where texts of ``max_length`` tokens, behind a prompt, outrun the backbone's positions."""
+    limit = position_limit(module)
+    if limit is None or num_virtual_tokens + max_length <= limit:
+        return
+    place = f"the {limit} positions of the backbone {module.name_or_path!r}"
+    if num_virtual_tokens:
+        raise ValueError(
+            f"num_virtual_tokens={num_virtual_tokens} and max_length={max_length} together exceed {place}. "
+            f"Lower their sum to {limit} or less."
+        )
+    raise ValueError(f"max_length={max_length} exceeds {place}. Lower it to {limit} or less.")
+
+
+def fit_prompt(module: Any, settings: Any) -> None:
     """Set the sizes of a prompt to the backbone's; ``ValueError`` where the backbone cannot take it."""
     prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
     # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
@@ -95,12 +117,6 @@ def fit_prompt(module: Any, settings: Any, max_length: int) -> None:
         raise ValueError(
             f"Prefix tuning needs a backbone that takes past_key_values; model type {module.config.model_type!r} does "
             f"not, and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
-        )
-    limit = position_limit(module)
-    if limit is not None and settings.num_virtual_tokens + max_length > limit:
-        raise ValueError(
-            f"num_virtual_tokens={settings.num_virtual_tokens} and max_length={max_length} together exceed the "
-            f"{limit} positions of the backbone {module.name_or_path!r}. Lower one of the two."
         )
 
 
@@ -125,11 +141,13 @@ def build_adapter(
     """
     source = tokenizer_source or module.name_or_path
     settings: Any = copy.deepcopy(peft_config) or peft_config_for(config, module, source)
+    is_prompt = settings is not None and settings.is_prompt_learning
+    if is_prompt:
+        fit_prompt(module, settings)
+    check_length(module, config.max_length, settings.num_virtual_tokens if is_prompt else 0)
     if settings is None:
         return module.requires_grad_(config.adapter == "full")
     settings.inference_mode = False
-    if settings.is_prompt_learning:
-        fit_prompt(module, settings, config.max_length)
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source

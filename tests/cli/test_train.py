@@ -153,6 +153,11 @@ def test_without_test_episodes_nothing_is_claimed(tiny, tmp_path, capsys):
         (["--metric_for_best_model", "f1"], "metric_for_best_model='f1'"),
         (["--lora_target_modules", "nothing", "--adapter", "lora"], "nothing"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--max_length", "129", "--adapter", "lora"], "max_length=129 exceeds the 128 positions"),
+        (
+            ["--max_length", "127", "--adapter", "prompt_tuning"],
+            "num_virtual_tokens=2 and max_length=127 together exceed the 128 positions",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_training(tiny, tmp_path, argv, message, capsys):

@@ -11,11 +11,15 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    CLIPTextConfig,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
     MPNetConfig,
+    NystromformerConfig,
+    OpenAIGPTConfig,
     RobertaConfig,
+    RoFormerConfig,
     T5Config,
 )
 
@@ -121,6 +125,9 @@ def test_lora_modules_can_be_named(folders):
         ({"adapter": "prompt_tuning", "num_virtual_tokens": 65}, "num_virtual_tokens=65 and max_length=64.*128 pos"),
         ({"adapter": "p_tuning", "max_length": 126}, "num_virtual_tokens=3 and max_length=126.*128 positions"),
         ({"adapter": "prefix_tuning", "max_length": 126}, "num_virtual_tokens=3 and max_length=126.*128 positions"),
+        ({"adapter": "lora", "max_length": 129}, "max_length=129 exceeds the 128 positions.*Lower it to 128 or less"),
+        ({"adapter": "full", "max_length": 129}, "max_length=129 exceeds the 128 positions"),
+        ({"adapter": "none", "max_length": 129}, "max_length=129 exceeds the 128 positions"),
     ],
 )
 def test_an_adapter_that_does_not_fit(folders, settings, message):
@@ -138,6 +145,22 @@ def test_the_longest_prompt_that_is_let_through_works(folders, name, longest, ad
         build(folders[name], adapter=adapter, num_virtual_tokens=longest + 1, max_length=100)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize(("name", "longest"), [("bert", 128), ("roberta", 129), ("mpnet", 128)])
+def test_the_longest_text_that_is_let_through_works(folders, name, longest, adapter):
+    model = build(folders[name], adapter=adapter, max_length=longest)
+    inputs = {key: torch.ones(1, longest, dtype=torch.int64) for key in ("input_ids", "attention_mask")}
+    assert model.features(model.init_params(), inputs).isfinite().all()
+    with pytest.raises(ValueError, match=f"max_length={longest + 1} exceeds the {longest} positions"):
+        build(folders[name], adapter=adapter, max_length=longest + 1)
+
+
+def test_rotary_positions_have_no_limit(folders):
+    model = build(folders["modernbert"], adapter="lora", max_length=200)
+    inputs = {key: torch.ones(1, 200, dtype=torch.int64) for key in ("input_ids", "attention_mask")}
+    assert model.features(model.init_params(), inputs).isfinite().all()
+
+
 def test_position_limits(folders):
     found = {name: position_limit(load_backbone(folder)[0]) for name, folder in folders.items()}
     # RoBERTa and MPNet lose positions to the padding index: 0 here in the one, 1 in the other.
@@ -151,6 +174,27 @@ def test_position_limits(folders):
         "roberta": 129,
     }
     assert position_limit(AutoModel.from_config(T5Config(d_model=8, d_kv=4, num_heads=2, num_layers=1, d_ff=8))) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NystromformerConfig(**BERT_LIKE, num_landmarks=8, segment_means_seq_len=8, conv_kernel_size=3),
+        RoFormerConfig(**BERT_LIKE, embedding_size=8),
+        CLIPTextConfig(**BERT_LIKE, eos_token_id=3),
+        OpenAIGPTConfig(vocab_size=SIZES["vocab_size"], n_positions=128, n_embd=16, n_layer=1, n_head=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_position_limit_is_where_the_table_ends(config):
+    """Under other names, and with rows that no position uses."""
+    module = AutoModel.from_config(config).eval()
+    limit = position_limit(module)
+    assert limit == 128
+    with torch.no_grad():
+        module(input_ids=torch.ones(1, limit, dtype=torch.int64))
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            module(input_ids=torch.ones(1, limit + 1, dtype=torch.int64))
 
 
 def test_a_peft_config_object_serves_two_backbones_and_stays_as_it_was(folders, tmp_path):

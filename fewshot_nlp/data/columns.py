@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -46,16 +47,20 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
     Raises:
         ValueError: a row has no label.
     """
-    feature = dataset.features[column]
     names: list[str] = []
-    for row, value in enumerate(_values(dataset, column)):
-        if value is None or value == "" or (isinstance(feature, ClassLabel) and value < 0):
+    for row, (value, name) in enumerate(_named_values(dataset, column)):
+        if name is None:
             raise ValueError(
                 f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: row[{column!r}] not in (None, '', -1))."
             )
-        names.append(feature.names[value] if isinstance(feature, ClassLabel) else str(value))
+        names.append(name)
     return names
+
+
+def remarks(dataset: Dataset, column: str) -> list[str]:
+    """What ``column`` says about every row; ``""`` where it says nothing."""
+    return [(name or "").strip() for _, name in _named_values(dataset, column)]
 
 
 def checked_texts(dataset: Dataset, column: str) -> list[str]:
@@ -72,6 +77,16 @@ def checked_texts(dataset: Dataset, column: str) -> list[str]:
                 f"dataset.filter(lambda row: (row[{column!r}] or '').strip())."
             )
     return texts
+
+
+def _named_values(dataset: Dataset, column: str) -> Iterator[tuple[Any, str | None]]:
+    """Each value, and it as text; ``None`` for one that is missing."""
+    feature = dataset.features[column]
+    for value in _values(dataset, column):
+        if value is None or value == "" or (isinstance(feature, ClassLabel) and value < 0):
+            yield value, None
+        else:
+            yield value, feature.names[value] if isinstance(feature, ClassLabel) else str(value)
 
 
 def _values(dataset: Dataset, column: str) -> Iterator:

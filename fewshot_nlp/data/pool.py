@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
-from fewshot_nlp.data.columns import checked_texts, class_names, find_columns
+from fewshot_nlp.data.columns import checked_texts, class_names, find_columns, remarks
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
     DEFAULT_FRACTIONS,
@@ -34,7 +34,7 @@ class Pool:
         rows_by_class: rows of ``dataset`` of each class, ascending; classes in alphabetical order.
         dataset: all rows of the data set, also those of other splits.
         text_column_name: column of ``dataset`` that holds the texts.
-        readable_names: what to call a class, where its own name is an id.
+        readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
         num_dropped: rows left out because another split holds the same text.
     """
@@ -225,12 +225,11 @@ def _shared_rows(
 
 
 def _by_class(parts: Mapping[str, Dataset], label_column: str, column: str, labels: list[str]) -> dict[str, str]:
-    """The first value of ``column`` for each class, where every part has it."""
+    """What ``column`` first says about each class, where every part has it and it says anything."""
     if label_column == column or not all(column in part.features for part in parts.values()):
         return {}
-    values: dict[str, str] = {}
-    rows = iter(labels)
-    for part in parts.values():
-        for value in class_names(part, column):
-            values.setdefault(next(rows), value)
-    return values
+    said: dict[str, str] = {}
+    for label, remark in zip(labels, (r for part in parts.values() for r in remarks(part, column)), strict=True):
+        if remark:
+            said.setdefault(label, remark)
+    return said

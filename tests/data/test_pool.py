@@ -97,6 +97,27 @@ def test_readable_names_and_descriptions_come_along():
     assert make_pool({"a": 1}).descriptions == {}
 
 
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_a_class_without_a_readable_name_keeps_its_own(nothing):
+    dataset = Dataset.from_dict(
+        {
+            "text": ["one", "two", "three", "four"],
+            "label": ["a", "b", "a", "c"],
+            "label_name": [nothing, nothing, "the letter a", "the letter c"],
+            "label_description": [nothing, "Second.", nothing, nothing],
+        }
+    )
+    pool = load_pools(dataset, splits={"train": ["a", "b", "c"]})["train"]
+    assert pool.readable_names == {"a": "the letter a", "c": "the letter c"}
+    assert pool.descriptions == {"b": "Second."}
+
+
+def test_an_empty_column_of_readable_names_in_a_file_is_none(tmp_path):
+    (tmp_path / "data.csv").write_text("text,label,label_name\none,a,\ntwo,b,\n")
+    pool = load_pools(tmp_path / "data.csv", splits={"train": ["a", "b"]})["train"]
+    assert pool.readable_names == {}
+
+
 def test_min_examples_leaves_small_classes_out(dataset):
     small = dataset.select(range(len(dataset) - 1))  # One "honey" less.
     assert "honey" not in load_pools(small, splits=HALVES, min_examples=12)["test"].label_names

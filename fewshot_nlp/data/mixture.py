@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import isfinite
 from typing import Any
 
-from fewshot_nlp.config import at_least
 from fewshot_nlp.data.encode import pools_by_address
 from fewshot_nlp.data.pool import Pool
-from fewshot_nlp.data.sampler import EpisodeSampler, check_index, generator
+from fewshot_nlp.data.sampler import EpisodeSampler, EpisodeSequence, generator
 from fewshot_nlp.types import EpisodeSpec
 
 
-class EpisodeMixture:
+class EpisodeMixture(EpisodeSequence):
     """Each episode comes whole from one sampler, drawn by weight; ``mixture[i]`` is a pure function of (seed, i).
 
     ``mixture[i]`` is ``samplers[j][i]``, so a spec still says where to find it again.
@@ -48,19 +47,14 @@ class EpisodeMixture:
             raise ValueError(f"{len(self.weights)} weights do not fit {len(self.samplers)} samplers. Give one each.")
         if not all(isfinite(weight) and weight >= 0 for weight in self.weights) or not sum(self.weights):
             raise ValueError(f"weights={self.weights} must be finite, not negative, and not all zero.")
-        if type(seed) is not int:
-            raise ValueError(f"seed={seed!r} must be of type int, not {type(seed).__name__}.")
         lengths = [sampler.num_episodes for sampler in self.samplers if sampler.num_episodes is not None]
-        if num_episodes is None:
-            num_episodes = min(lengths, default=None)
-        else:
-            at_least("num_episodes", num_episodes, 1)
-            if lengths and min(lengths) < num_episodes:
-                raise ValueError(
-                    f"num_episodes={num_episodes} is more than the {min(lengths)} of a sampler. "
-                    f"Lower it, or leave the samplers endless."
-                )
-        self.seed, self.num_episodes = seed, num_episodes
+        shortest = min(lengths, default=None)
+        super().__init__(seed, shortest if num_episodes is None else num_episodes)
+        if num_episodes is not None and shortest is not None and shortest < num_episodes:
+            raise ValueError(
+                f"num_episodes={num_episodes} is more than the {shortest} of a sampler. "
+                f"Lower it, or leave the samplers endless."
+            )
         self._pools = {name: pool for (name, _), pool in pools_by_address([s.pool for s in self.samplers]).items()}
         self._bounds = list(accumulate(self.weights))
 
@@ -74,22 +68,7 @@ class EpisodeMixture:
         samplers = [{"pool": sampler.pool.name, **sampler.settings} for sampler in self.samplers]
         return {"weights": self.weights, "seed": self.seed, "samplers": samplers}
 
-    def __len__(self) -> int:
-        if self.num_episodes is None:
-            raise TypeError("This mixture is endless. Set num_episodes to give it a length.")
-        return self.num_episodes
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[EpisodeSpec]:
-        index = 0
-        while self.num_episodes is None or index < self.num_episodes:
-            yield self[index]
-            index += 1
-
-    def __getitem__(self, index: int) -> EpisodeSpec:
-        check_index(index, self.num_episodes)
+    def _episode(self, index: int) -> EpisodeSpec:
         point = generator("mixture", self.seed, index).random() * self._bounds[-1]
         chosen = next(i for i, bound in enumerate(self._bounds) if point < bound)
         return self.samplers[chosen][index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,43 @@ from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.types import EpisodeSpec
 
 
-class EpisodeSampler:
+class EpisodeSequence(ABC):
+    """Episodes by index, from 0 to ``num_episodes``, or without end where that is ``None``."""
+
+    def __init__(self, seed: int, num_episodes: int | None) -> None:
+        if type(seed) is not int:
+            raise ValueError(f"seed={seed!r} must be of type int, not {type(seed).__name__}.")
+        if num_episodes is not None:
+            at_least("num_episodes", num_episodes, 1)
+        self.seed, self.num_episodes = seed, num_episodes
+
+    @abstractmethod
+    def _episode(self, index: int) -> EpisodeSpec:
+        """The episode at ``index``, which is inside the sequence."""
+
+    def __len__(self) -> int:
+        if self.num_episodes is None:
+            raise TypeError(f"This {type(self).__name__} is endless. Set num_episodes to give it a length.")
+        return self.num_episodes
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[EpisodeSpec]:
+        index = 0
+        while self.num_episodes is None or index < self.num_episodes:
+            yield self[index]
+            index += 1
+
+    def __getitem__(self, index: int) -> EpisodeSpec:
+        if index < 0 or (self.num_episodes is not None and index >= self.num_episodes):
+            raise IndexError(
+                f"Episode {index} is outside the sequence of {self.num_episodes or 'endless'} episodes from 0 on."
+            )
+        return self._episode(index)
+
+
+class EpisodeSampler(EpisodeSequence):
     """An endless sequence of N-way K-shot episodes; ``sampler[i]`` is a pure function of (seed, split, i).
 
     No state, no global generator: any process can ask for any episode in any order. Same pool, settings and address
@@ -45,11 +82,11 @@ class EpisodeSampler:
         n_out_of_scope: int = 0,
         num_episodes: int | None = None,
     ) -> None:
+        super().__init__(seed, num_episodes)
         self.pool = pool
         self.n_way, self.max_n_way = n_way, n_way if max_n_way is None else max_n_way
         self.k_shot, self.max_k_shot = k_shot, k_shot if max_k_shot is None else max_k_shot
         self.n_query, self.n_out_of_scope = n_query, n_out_of_scope
-        self.seed, self.num_episodes = seed, num_episodes
         self._check()
         self._classes = pool.label_names
 
@@ -63,22 +100,7 @@ class EpisodeSampler:
         names = ("n_way", "max_n_way", "k_shot", "max_k_shot", "n_query", "n_out_of_scope", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def __len__(self) -> int:
-        if self.num_episodes is None:
-            raise TypeError("This sampler is endless. Set num_episodes to give it a length.")
-        return self.num_episodes
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[EpisodeSpec]:
-        index = 0
-        while self.num_episodes is None or index < self.num_episodes:
-            yield self[index]
-            index += 1
-
-    def __getitem__(self, index: int) -> EpisodeSpec:
-        check_index(index, self.num_episodes)
+    def _episode(self, index: int) -> EpisodeSpec:
         rng = generator(self.seed, self.pool.split, index)
         n_way = self.n_way + below(rng, self.max_n_way - self.n_way + 1)
         k_shot = self.k_shot + below(rng, self.max_k_shot - self.k_shot + 1)
@@ -108,11 +130,6 @@ class EpisodeSampler:
         at_least("max_k_shot", self.max_k_shot, self.k_shot)
         at_least("n_query", self.n_query, 1)
         at_least("n_out_of_scope", self.n_out_of_scope, 0)
-        if type(self.seed) is not int:
-            raise ValueError(f"seed={self.seed!r} must be of type int, not {type(self.seed).__name__}.")
-        if self.num_episodes is not None:
-            at_least("num_episodes", self.num_episodes, 1)
-
         where = f"The {self.pool.split} pool of {self.pool.name!r}"
         counts = {name: len(rows) for name, rows in self.pool.rows_by_class.items()}
         limit = "n_way" if self.max_n_way == self.n_way else "max_n_way"
@@ -143,12 +160,6 @@ class EpisodeSampler:
                     f"{where} cannot give n_out_of_scope={self.n_out_of_scope} queries: that may take {share} from one "
                     f"class, and the smallest has {min(counts.values())}. Lower n_out_of_scope."
                 )
-
-
-def check_index(index: int, num_episodes: int | None) -> None:
-    """Raise ``IndexError`` beyond the ends, which is also what ends a ``for`` loop."""
-    if index < 0 or (num_episodes is not None and index >= num_episodes):
-        raise IndexError(f"Episode {index} is outside the sequence of {num_episodes or 'endless'} episodes from 0 on.")
 
 
 def generator(*address: object) -> random.Random:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ class EvaluationResult:
 def evaluate(
     learner: Learner,
     params: Params,
-    specs: Sequence[EpisodeSpec],
+    specs: Iterable[EpisodeSpec],
     reader: Callable[[EpisodeSpec], Episode],
     *,
     metrics: Sequence[str] = ("accuracy", "f1"),
@@ -81,7 +81,7 @@ def evaluate(
 
     Args:
         learner, params: the method and its meta-parameters, on ``device``.
-        specs: the episodes, such as ``[sampler[i] for i in range(600)]``.
+        specs: the episodes, such as ``[sampler[i] for i in range(600)]``, or a sampler that has ``num_episodes``.
         reader: turns a spec into an encoded episode.
         metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries.
         device: where the episodes go; by default where ``params`` are.
@@ -90,12 +90,18 @@ def evaluate(
             results of all ranks back together.
 
     Raises:
-        ValueError: no episodes, an impossible shard, an unknown metric, logits of a wrong shape, or an episode
-            without in-scope queries.
+        ValueError: no episodes, or an endless sampler of them; an impossible shard, an unknown metric, logits of a
+            wrong shape, or an episode without in-scope queries.
     """
     rank, world_size = shard
     if not 0 <= rank < world_size:
         raise ValueError(f"shard={shard} must be (rank, world size) with a rank from 0 to world size - 1.")
+    if getattr(specs, "num_episodes", 0) is None:
+        raise ValueError(
+            "specs is an endless sampler. Evaluate a part of it, such as [sampler[i] for i in range(600)], or set its "
+            "num_episodes."
+        )
+    specs = list(specs)
     if not specs:
         raise ValueError("specs is empty. Evaluate 1 episode or more.")
     for name in metrics:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fewshot_nlp.data.sampler import EpisodeSequence
 from fewshot_nlp.evaluation import EvaluationResult, compare, evaluate, merge
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
@@ -54,6 +55,24 @@ def reader(spec):
 def run(specs, **options):
     learner = Scripted()
     return evaluate(learner, learner.init_params(), specs, reader, **options)
+
+
+class Sampler(EpisodeSequence):
+    """``spec_at`` as a sampler."""
+
+    def _episode(self, index):
+        return spec_at(index)
+
+
+def test_a_sampler_of_known_length_is_its_episodes():
+    assert run(Sampler(0, 4)).specs == [spec_at(i) for i in range(4)]
+    assert run(spec_at(i) for i in range(4)).specs == [spec_at(i) for i in range(4)]
+    assert run(Sampler(0, 4), shard=(1, 2)).specs == [spec_at(1), spec_at(3)]
+
+
+def test_an_endless_sampler_is_an_error_with_its_remedy():
+    with pytest.raises(ValueError, match=r"endless sampler.*\[sampler\[i\] for i in range\(600\)\].*num_episodes"):
+        run(Sampler(0, None))
 
 
 def test_accuracies_and_losses_by_episode():

@@ -7,6 +7,7 @@ Python.
 from __future__ import annotations
 
 import difflib
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,7 +37,8 @@ OPTIONAL = frozenset(name for cls in CLASSES for name, hint in get_type_hints(cl
 def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None) -> Settings:
     """Settings from the YAML file ``recipe``, then ``--config FILE``, then the rest of ``argv``.
 
-    ``none`` or ``null`` on the command line unsets a setting that may be unset.
+    ``none`` or ``null`` on the command line unsets a setting that may be unset. ``overwrite_output_dir`` is leave to
+    replace one folder: where a later source names another ``output_dir``, it must be given there again.
 
     Raises:
         ValueError: an unknown key or argument, with the nearest known one; a value of the wrong type or out of range.
@@ -52,11 +54,16 @@ def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | Non
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file whose settings win over the recipe's own.")
     given, unset = _without_unset(argv)
-    chosen, _ = parser.parse_known_args(given)
+    # A value that is there already takes the place of the default, and so tells what was given.
+    chosen, _ = parser.parse_known_args(given, Namespace(output_dir=None))
+    sources = [read_yaml(path) for path in (recipe, chosen.config) if path is not None]
+    if chosen.output_dir is not None:
+        sources.append({"output_dir": chosen.output_dir})
     values: dict[str, Any] = {}
-    for path in (recipe, chosen.config):
-        if path is not None:
-            values |= read_yaml(path)
+    for source in sources:
+        if source.get("output_dir", values.get("output_dir")) != values.get("output_dir"):
+            values.pop("overwrite_output_dir", None)
+        values |= source
     # argparse converts defaults that are strings, so the 1e-4 that YAML takes for one becomes a number here.
     parser.set_defaults(**(values | dict.fromkeys(unset)))
     *settings, _, rest = parser.parse_args_into_dataclasses(

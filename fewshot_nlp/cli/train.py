@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.cli.report import announce, conclude, method_name
+from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
@@ -82,7 +82,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     """
     config, episodes, args = settings
     accelerator = build_accelerator(args)
-    check_output_dir(args)
+    check_output_dir(args, FILES)
     resume_folder(args, None)
 
     # Data: pools of classes, and the addresses of episodes.

@@ -42,7 +42,9 @@ class FewShotTrainingArguments:
 
     output_dir: str = _help("Where everything that the run makes is written.", "output")
     overwrite_output_dir: bool = _help(
-        "Replace what an earlier run left in output_dir; without it such a folder is an error.", False
+        "Replace what an earlier run left in output_dir; without it such a folder is an error. A YAML file's holds for "
+        "that file's output_dir: another one on the command line needs it there, too.",
+        False,
     )
     seed: int = _help("Seed of the initial parameters and of the training episodes.", 0)
 

@@ -107,8 +107,11 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     return found
 
 
-def check_output_dir(args: FewShotTrainingArguments) -> None:
-    """Raise ``ValueError`` where a new run would mix its files with those of another run or model."""
+def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) -> None:
+    """Raise ``ValueError`` where a new run would mix its files with those of another run or model.
+
+    ``names`` are files that it will write beside its checkpoints.
+    """
     folder = Path(args.output_dir)
     is_adapter = (folder / CONFIG_NAME).exists()
     if (folder / "config.json").exists() and not is_adapter:
@@ -117,10 +120,12 @@ def check_output_dir(args: FewShotTrainingArguments) -> None:
             f"break. Give another output_dir."
         )
     found = [path.name for path in list_checkpoints(folder)] + [CONFIG_NAME] * is_adapter
-    if found and not args.overwrite_output_dir and resume_folder(args, None) is None:
+    same_names = [name for name in names if (folder / name).exists()]
+    if (found or same_names) and not args.overwrite_output_dir and resume_folder(args, None) is None:
+        held = f"another run ({found[-1]})" if found else f"files that the run would replace ({', '.join(same_names)})"
         raise ValueError(
-            f"output_dir={args.output_dir!r} holds another run ({found[-1]}). Give another output_dir, set "
-            f"resume_from_checkpoint: true to go on, or overwrite_output_dir: true to replace it."
+            f"output_dir={args.output_dir!r} holds {held}. Give another output_dir, set resume_from_checkpoint: true "
+            f"to go on, or, to replace it, give overwrite_output_dir: true beside that output_dir."
         )
 
 

@@ -32,6 +32,38 @@ def test_command_line_wins_over_config_wins_over_recipe(yaml_file):
     assert (args.max_steps, args.seed, config.lora_r, episodes.n_query) == (1, 2, 3, 9)
 
 
+RECIPE = "output_dir: here\noverwrite_output_dir: true"
+
+
+@pytest.mark.parametrize(
+    ("config", "argv", "expected"),
+    [
+        ("", [], True),
+        ("max_steps: 3", ["--seed", "1"], True),
+        ("", ["--output_dir", "here"], True),
+        ("output_dir: here", [], True),
+        ("", ["--output_dir", "there"], False),
+        ("", ["--output-dir=output"], False),
+        ("output_dir: there", [], False),
+        ("overwrite_output_dir: true", ["--output_dir", "there"], False),
+        ("output_dir: there\noverwrite_output_dir: true", [], True),
+        ("output_dir: there\noverwrite_output_dir: true", ["--output_dir", "here"], False),
+        ("", ["--output_dir", "there", "--overwrite_output_dir"], True),
+        ("", ["--output_dir", "there", "--overwrite_output_dir", "true"], True),
+        ("overwrite_output_dir: false", [], False),
+    ],
+)
+def test_leave_to_overwrite_holds_for_the_folder_it_was_given_with(yaml_file, config, argv, expected):
+    given = ["--config", str(yaml_file(config, "other.yaml")), *argv]
+    assert parse(given, yaml_file(RECIPE)).args.overwrite_output_dir is expected
+
+
+def test_leave_to_overwrite_without_a_folder_holds_for_the_default(yaml_file):
+    recipe = yaml_file("overwrite_output_dir: true")
+    assert parse([], recipe).args.overwrite_output_dir
+    assert not parse(["--output_dir", "there"], recipe).args.overwrite_output_dir
+
+
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [

@@ -185,6 +185,34 @@ def test_folder_of_another_run_or_model_is_refused_before_training(tiny, tmp_pat
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_recipe_replaces_its_own_folder_and_no_other(tiny, tmp_path, monkeypatch):
+    """The newcomer's command works twice in a row, and leaves alone what another command line points it to."""
+    monkeypatch.chdir(tmp_path)
+    at = tiny.index("--output_dir")
+    quick = [*tiny[:at], *tiny[at + 2 :], "--test_episodes", "2", "--max_steps", "1", "--eval_on_start", "false"]
+    recipe = ROOT / "recipes" / "protonet.yaml"
+    for seed in ("0", "1"):
+        main([*quick, "--seed", seed], recipe)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    results = tmp_path / "output" / "protonet" / "results.json"
+    before = results.read_bytes()
+    with pytest.raises(SystemExit, match=r"holds another run .* overwrite_output_dir: true beside that output_dir"):
+        main([*quick, "--output_dir", str(tmp_path / "output" / "protonet")], recipe)
+    assert results.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "results.json", "adapter_model.safetensors"])
+def test_files_of_others_are_not_replaced(tiny, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    path.write_text("mine")
+    for recipe in (None, ROOT / "recipes" / "lora_maml.yaml"):
+        with pytest.raises(SystemExit, match=f"files that the run would replace .{name}"):
+            main(tiny, recipe)
+    assert path.read_text() == "mine"
+    assert [each.name for each in path.parent.iterdir()] == [name]
+
+
 def test_console_script_takes_a_recipe(tiny, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("learner: protonet\nhead: prototype\nadapter: none\nmax_steps: 1\nlearning_rate: 1e-2\n")

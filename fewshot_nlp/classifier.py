@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Iterable, Mapping, Set
 from numbers import Integral
 from pathlib import Path
@@ -18,8 +17,7 @@ from torch import Tensor
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.encode import TextEncoder
 from fewshot_nlp.hub.adapter import FewShotAdapter
-from fewshot_nlp.learners import LEARNER_CLASSES, BaseLearner, build_learner
-from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
 
 
@@ -180,15 +178,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         return tags
-
-
-def _reduce_learner(learner: BaseLearner) -> tuple[type[BaseLearner], tuple[FewShotConfig, FewShotModel]]:
-    """A learner is its settings and its model; its update rules are closures, which pickle cannot write."""
-    return type(learner), (learner.config, learner.model)
-
-
-for _learner_class in LEARNER_CLASSES.values():
-    copyreg.pickle(_learner_class, _reduce_learner)
 
 
 def _untrained(model_name_or_path: str, revision: str | None) -> FewShotAdapter:

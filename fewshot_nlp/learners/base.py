@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -60,6 +59,10 @@ class BaseLearner(ABC):
         self.model = model
         self.head: Head = build_head(config)
 
+    def __reduce__(self) -> tuple[type[BaseLearner], tuple[FewShotConfig, FewShotModel]]:
+        # Settings and model are all there is to a learner; update rules are closures, which pickle cannot write.
+        return type(self), (self.config, self.model)
+
     def init_params(self) -> dict[str, Tensor]:
         device = self.model.device
         return {**self.model.init_params(), **{n: v.to(device) for n, v in self.head.init_params().items()}}
@@ -92,9 +95,7 @@ class BaseLearner(ABC):
         features, each distinct text goes through the backbone once."""
         if self.fast_body:
             return self
-        learner = copy(self)
-        learner.model = FixedModel(self.model, params)
-        return learner
+        return type(self)(self.config, FixedModel(self.model, params))
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""

@@ -1,11 +1,14 @@
 """What learners share, beside the contract: how they are built, and what they report."""
 
+import copy
+import pickle
+
 import peft
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fewshot_nlp.learners import LEARNER_CLASSES, build_learner
+from fewshot_nlp.learners import LEARNER_CLASSES, FineTuning, build_learner
 from fewshot_nlp.learners.base import episode_accuracy, episode_loss
 from fewshot_nlp.types import OUT_OF_SCOPE, MetaGrad
 from tests.tiny import random_batch, random_episode, tiny_config
@@ -30,6 +33,23 @@ def test_built_by_name(bert_folder, name):
     assert type(learner) is LEARNER_CLASSES[name]
     same = build_learner(learner.config, learner.model)
     assert same.model is learner.model
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("name", [*LEARNER_CLASSES, "fine_tuning"])
+def test_a_copy_gives_the_same_answers(bert_folder, name, again):
+    """Where the class is in no list, too: it is the learner that knows what it is made of."""
+    first = build_learner(tiny_config(bert_folder, learner="maml" if name == "fine_tuning" else name))
+    first = FineTuning.like(first) if name == "fine_tuning" else first
+    second = again(first)
+    assert type(second) is type(first)
+    assert second.config == first.config
+    assert second.model is not first.model
+    params, episode = first.init_params(), random_episode([2, 2])
+    expected, found = (
+        learner.predict(params, learner.adapt(params, episode.support), episode.query) for learner in (first, second)
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "reptile"])

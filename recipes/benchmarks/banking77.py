@@ -6,8 +6,8 @@
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
 classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
 in percent with its 95 % interval over episodes, the paired gain over untrained prototypes on the same episodes, and for
-several splits their mean. Runs that are already in --output_dir are read, not repeated. Settings were chosen on
-validation classes.
+several splits their mean. Runs that are already in --output_dir are read, not repeated; those of other settings
+are an error, unless --overwrite_output_dir true has them measured again. Settings were chosen on validation classes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.train import execute, prepare
 
 RECIPES = Path(__file__).parents[1]
@@ -45,15 +46,34 @@ METHODS = {
 
 
 def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str]) -> dict:
-    """Results of one method on one split, from ``folder`` if they are there."""
-    results = folder / "results.json"
-    if not results.is_file():
-        recipe, settings = METHODS[method]
-        arguments = [*shlex.split(COMMON), *shlex.split(settings), *extra]
-        arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
-        arguments += ["--split_file", str(data_dir / f"split_{split}.json")]
-        execute(prepare(parse(arguments, RECIPES / f"{recipe}.yaml")))
+    """Results of one method on one split, from ``folder`` if they are there and were measured with these settings."""
+    recipe, settings = METHODS[method]
+    arguments = [*shlex.split(COMMON), *shlex.split(settings), *extra]
+    arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
+    arguments += ["--split_file", str(data_dir / f"split_{split}.json")]
+    told = parse(arguments, RECIPES / f"{recipe}.yaml")
+    results, beside, known = folder / "results.json", folder / "arguments.json", settings_of(told)
+    before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    # A setting that has come since had its default.
+    before = settings_of(parse([])) | before
+    changed = [f"{name}={value!r}" for name, value in known.items() if before[name] != value]
+    if results.is_file() and changed and not told.args.overwrite_output_dir:
+        raise SystemExit(
+            f"error: {folder} was measured with other settings than {', '.join(changed[:5])}. Give another "
+            f"--output_dir, or --overwrite_output_dir true to measure it again."
+        )
+    if changed or not results.is_file():
+        # What a run left that was stopped before its results is in the way.
+        told.args.overwrite_output_dir = True
+        execute(prepare(told))
+        beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return json.loads(results.read_text(encoding="utf-8"))["test"]
+
+
+def settings_of(told: Settings) -> dict:
+    """Every setting of a run but the folder it writes to."""
+    found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()
+    return {name: value for name, value in found.items() if "output_dir" not in name}
 
 
 def main() -> None:

@@ -1,0 +1,90 @@
+"""The benchmark script measures once, and never passes off results of other settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from tests.tiny import WORDS
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "banking77.py"
+
+
+@pytest.fixture
+def benchmark(tmp_path, bert_folder, monkeypatch):
+    """Runs the script on twelve classes of made-up sentences, with the settings given; tells how often it trained."""
+    rng = random.Random(0)
+    classes = [f"class {i}" for i in range(12)]
+    lines = [{"text": f"{' '.join(rng.choices(WORDS, k=3))} {i} {c}", "label": c} for c in classes for i in range(6)]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    splits = {"train": classes[:4], "validation": classes[4:8], "test": classes[8:]}
+    (data / "split_1.json").write_text(json.dumps(splits))
+    spec = importlib.util.spec_from_file_location("banking77", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "COMMON", "--eval_n_way 2 --n_way 2 --n_query 2 --eval_n_query 1 --use_cpu")
+    trained = []
+    monkeypatch.setattr(script, "execute", lambda run, execute=script.execute: trained.append(run) or execute(run))
+
+    def start(settings="", *argv):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        tiny = f"--model_name_or_path {bert_folder} --max_steps 1 --meta_batch_size 1 --max_k_shot none"
+        tiny += " --test_episodes 2 --baseline_episodes 0"
+        tiny += " --eval_strategy no --save_strategy no --load_best_model_at_end false"
+        monkeypatch.setattr(script, "METHODS", {"protonet": ("protonet", f"{tiny} {settings}")})
+        folder = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *folder, *argv])
+        script.main()
+        return len(trained)
+
+    yield start
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_results_of_the_same_settings_are_read(benchmark, capsys):
+    assert benchmark() == 1
+    table = capsys.readouterr().out.split("\n| method")[1]
+    assert benchmark() == 1
+    assert capsys.readouterr().out.split("\n| method")[1] == table
+
+
+def test_results_of_other_settings_are_refused_and_kept(benchmark, tmp_path):
+    benchmark()
+    results = tmp_path / "out" / "protonet_1" / "results.json"
+    before = results.read_bytes()
+    for other in (("--learning_rate 0.5",), ("", "--learning_rate", "0.5")):
+        with pytest.raises(SystemExit, match=r"other settings than learning_rate=0\.5.*--overwrite_output_dir true"):
+            benchmark(*other)
+    (results.parent / "arguments.json").unlink()
+    with pytest.raises(SystemExit, match="other settings than"):
+        benchmark()
+    assert results.read_bytes() == before
+    for argv in (["--overwrite_output_dir", "true"], []):
+        assert benchmark("--learning_rate 0.5", *argv) == 2
+
+
+def test_a_setting_that_was_added_since_had_its_default(benchmark, tmp_path):
+    benchmark()
+    beside = tmp_path / "out" / "protonet_1" / "arguments.json"
+    known = json.loads(beside.read_text())
+    del known["weight_decay"]
+    beside.write_text(json.dumps(known))
+    assert benchmark() == 1
+    with pytest.raises(SystemExit, match=r"other settings than weight_decay=0\.5\. "):
+        benchmark("--weight_decay 0.5")
+
+
+def test_a_run_that_was_stopped_is_measured_anew(benchmark, tmp_path):
+    folder = tmp_path / "out" / "protonet_1"
+    benchmark()
+    (folder / "results.json").unlink()
+    assert benchmark() == 2
+    assert (folder / "results.json").is_file()

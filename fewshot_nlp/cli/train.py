@@ -156,6 +156,7 @@ def execute(run: Run) -> dict[str, Any]:
         info = AdapterInfo(
             label_names=run.pools["train"].label_names,
             datasets=[run.pools["train"].name],
+            hub_datasets=[run.pools["train"].hub_id] if run.pools["train"].hub_id else [],
             language=[episodes.dataset_config_name or "en"] if episodes.dataset_name == "home_intents" else [],
             results=results,
             command=run.command,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -17,10 +17,24 @@ _BUILDERS = {
 }  # fmt: skip
 
 
+class Opened(NamedTuple):
+    """A data set as it was found.
+
+    Attributes:
+        parts: its splits.
+        name: what to call it.
+        hub_id: its id, if it was loaded from the Hub.
+    """
+
+    parts: DatasetDict
+    name: str
+    hub_id: str | None = None
+
+
 def open_dataset(
     dataset: str | Path | Dataset | DatasetDict, config_name: str | None = None, revision: str | None = None
-) -> tuple[DatasetDict, str]:
-    """The splits of a data set, and a name for it.
+) -> Opened:
+    """The splits of a data set, a name for it, and where it came from.
 
     A file or folder of the name wins over an embedded set, and that over the Hub. For ``home_intents`` the
     ``config_name`` is the language.
@@ -31,23 +45,23 @@ def open_dataset(
         TypeError: neither a name nor a data set.
     """
     if isinstance(dataset, DatasetDict):
-        return dataset, "dataset"
+        return Opened(dataset, "dataset")
     if isinstance(dataset, Dataset):
-        return DatasetDict({"train": dataset}), "dataset"
+        return Opened(DatasetDict({"train": dataset}), "dataset")
     if not isinstance(dataset, (str, Path)):
         raise TypeError(f"dataset must be a name, a path, a Dataset or a DatasetDict, not {type(dataset).__name__}.")
     path = Path(dataset).expanduser()
     if path.is_file():
-        return _open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name
+        return Opened(_open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name)
     if path.is_dir():
-        return _open_folder(path, config_name), path.resolve().name
+        return Opened(_open_folder(path, config_name), path.resolve().name)
     name = str(dataset)
     if name in EMBEDDED:
-        return EMBEDDED[name](config_name or "en"), name
+        return Opened(EMBEDDED[name](config_name or "en"), name)
     if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset={name!r} does not exist. Name a file, a folder, or a data set of the Hub.")
     try:
-        return _as_dict(load_dataset(name, config_name, revision=revision)), name
+        return Opened(_as_dict(load_dataset(name, config_name, revision=revision)), name, hub_id=name)
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(
             f"dataset={name!r} is no file or folder, no embedded set ({', '.join(EMBEDDED)}), and the Hub has no such "

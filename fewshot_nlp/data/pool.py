@@ -37,6 +37,7 @@ class Pool:
         readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
         num_dropped: rows left out because another split holds the same text.
+        hub_id: id of the data set, if it was loaded from the Hub. A local file may have the name of another's data.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Pool:
     readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
     num_dropped: int = 0
+    hub_id: str | None = None
 
     @property
     def label_names(self) -> list[str]:
@@ -112,7 +114,7 @@ def load_pools(
     at_least("min_examples", min_examples, 1)
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
-    parts, found_name = open_dataset(dataset, dataset_config_name, revision)
+    parts, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
     if sum(part.num_rows for part in parts.values()) == 0:
         raise ValueError(f"The data set {found_name!r} has no rows.")
 
@@ -157,6 +159,7 @@ def load_pools(
             readable_names={c: readable[c] for c in by_class if c in readable},
             descriptions={c: described[c] for c in by_class if c in described},
             num_dropped=len(dropped[split]),
+            hub_id=hub_id,
         )
         for split, by_class in split_rows.items()
     }

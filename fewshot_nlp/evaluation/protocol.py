@@ -43,6 +43,7 @@ def build_protocol(
     pool = pools[split]
     return {
         "dataset": pool.name,
+        "hub_id": pool.hub_id,
         "split": split,
         "split_hash": split_hash({name: each.label_names for name, each in pools.items()}),
         "pool_fingerprint": pool.fingerprint,

@@ -98,7 +98,7 @@ def _metadata(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any])
         library_name="fewshot_nlp",
         pipeline_tag="text-classification",
         tags=tags,
-        datasets=[name for name in info.datasets if hub_id(name)] or None,
+        datasets=info.hub_datasets or None,
         language=info.language or None,
         license=info.license,
         metrics=["accuracy"] if evaluations else None,
@@ -119,6 +119,7 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
     dataset = protocol.get("dataset") or (info.datasets[0] if len(info.datasets) == 1 else None)
     if not isinstance(dataset, str):
         return []
+    on_hub = protocol.get("hub_id") or (dataset if dataset in info.hub_datasets else None)
     way = f"{protocol['n_way']}-way " if "n_way" in protocol else ""
     found = []
     for shots, entry in test.items():
@@ -127,8 +128,8 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
             EvalResult(
                 task_type="text-classification",
                 task_name="few-shot text classification",
-                dataset_type=dataset if hub_id(dataset) else "local",
-                dataset_name=dataset if hub_id(dataset) else Path(dataset).name,
+                dataset_type=on_hub or "local",
+                dataset_name=dataset if on_hub else Path(dataset).name,
                 dataset_split=protocol.get("split", "test"),
                 metric_type="accuracy",
                 metric_name=f"accuracy, {way}{shots}",
@@ -196,6 +197,8 @@ def _protocol(info: AdapterInfo) -> str:
         return ""
     lines = []
     for key, value in protocol.items():
+        if value is None:
+            continue
         shown = _names(value) if isinstance(value, list) else plain(str(value), limit=200)
         lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
     return "\n\nProtocol:\n\n" + "\n".join(lines)
@@ -239,7 +242,7 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",
     ]
     if info.datasets:
-        named = [name if hub_id(name) else Path(name).name for name in info.datasets]
+        named = [name if name in info.hub_datasets else Path(name).name for name in info.datasets]
         lines.insert(0, f"- data: {_names(named)}")
     if info.label_names:
         lines.append(f"- {len(info.label_names)} classes seen in training: {_names(info.label_names)}")

@@ -3,7 +3,8 @@
 ::
 
     {"format_version": 1, "library_version": "0.1.0", "config": {FewShotConfig}, "label_names": [...],
-     "datasets": [...], "language": [...], "license": null, "command": "...", "versions": {...}}
+     "datasets": [...], "hub_datasets": [...], "language": [...], "license": null, "command": "...",
+     "versions": {...}}
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class AdapterInfo:
 
     Attributes:
         label_names: classes seen in training.
-        datasets: names of the training data sets, Hub ids where they have one.
+        datasets: names of the training data sets.
         results: the evaluation in the form of ``results.json``; ``None`` where nothing was measured.
         command: the command that made the adapter. Access tokens are removed from it.
         language: ISO 639 codes of the training texts.
@@ -52,6 +53,7 @@ class AdapterInfo:
         learning_curve: a PNG file to save beside the adapter and show on the card. It is not kept in
             ``fewshot_config.json``.
         versions: library name to version, at the time of training.
+        hub_datasets: ids of those of the data sets that came from the Hub; the card links to these alone.
     """
 
     label_names: list[str] = field(default_factory=list)
@@ -62,9 +64,10 @@ class AdapterInfo:
     license: str | None = None
     learning_curve: str | Path | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
+    hub_datasets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("label_names", "datasets", "language"):
+        for name in ("label_names", "datasets", "hub_datasets", "language"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
                 raise ValueError(f"{name}={value!r} must be a list of strings.")

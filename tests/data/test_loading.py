@@ -5,7 +5,7 @@ import pytest
 from datasets import DatasetDict
 
 from fewshot_nlp.data import load_pools
-from fewshot_nlp.data.loading import open_dataset
+from fewshot_nlp.data.loading import EMBEDDED, open_dataset
 from tests.data.toy_data import CLASSES, make_dataset
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -72,10 +72,30 @@ def test_a_folder_with_split_files_beside_its_data(dataset, tmp_path):
 
 
 def test_data_sets_in_memory(dataset):
-    parts, name = open_dataset(dataset)
-    assert (list(parts), name) == (["train"], "dataset")
+    parts, name, hub_id = open_dataset(dataset)
+    assert (list(parts), name, hub_id) == (["train"], "dataset", None)
     whole = DatasetDict(train=dataset)
     assert open_dataset(whole)[0] is whole
+
+
+def test_a_hub_id_is_known_only_of_what_came_from_the_hub(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load(*args, **options):
+        asked.append(args[0])
+        return DatasetDict(train=dataset)
+
+    monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset", load)
+    for name in ("someone/intents", "banking77"):
+        assert {pool.hub_id for pool in load_pools(name, name="ours").values()} == {name}
+    dataset.save_to_disk("banking77")
+    asked.clear()
+    for local in ("banking77", dataset, DatasetDict(train=dataset)):
+        assert {pool.hub_id for pool in load_pools(local).values()} == {None}
+    assert not asked
+    monkeypatch.setitem(EMBEDDED, "home_intents", lambda language: DatasetDict(train=dataset))
+    assert load_pools("home_intents")["train"].hub_id is None
 
 
 def test_nothing_there_is_an_error(tmp_path):

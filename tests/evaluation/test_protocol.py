@@ -5,7 +5,9 @@ from fewshot_nlp.evaluation import build_protocol, split_hash
 
 
 def pool(split, names):
-    return SimpleNamespace(name="animals", split=split, label_names=names, fingerprint=f"hash of {split}")
+    return SimpleNamespace(
+        name="animals", split=split, label_names=names, fingerprint=f"hash of {split}", hub_id="someone/animals"
+    )
 
 
 def test_protocol():
@@ -16,6 +18,7 @@ def test_protocol():
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol | {"split_hash": "", "interval": ""} == {
         "dataset": "animals",
+        "hub_id": "someone/animals",
         "split": "test",
         "split_hash": "",
         "pool_fingerprint": "hash of test",

@@ -42,7 +42,7 @@ def test_metadata_survives_the_hubs_own_parser(tmp_path):
     assert data.library_name == "fewshot_nlp"
     assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert data.base_model_relation == "adapter"
-    assert data.datasets == ["home_intents"]
+    assert data.get("datasets") is None
     assert data.language == ["en"]
     assert {"few-shot", "peft", "maml", "prompt-tuning"} <= set(data.tags)
     assert data.metrics == ["accuracy"]
@@ -51,7 +51,7 @@ def test_metadata_survives_the_hubs_own_parser(tmp_path):
     assert (one.metric_value, one.metric_type, one.dataset_type, one.dataset_split) == (
         0.9312,
         "accuracy",
-        "home_intents",
+        "local",
         "test",
     )
     assert one.metric_name == "accuracy, 5-way 1-shot"
@@ -106,6 +106,22 @@ def test_a_local_backbone_and_data_file_are_not_published_as_hub_ids(tmp_path):
     assert card.data.get("base_model") is None and card.data.get("datasets") is None
     assert str(tmp_path) not in str(card)
     assert r"tiny\_bert" in card.text and "mine.csv" in card.text
+
+
+def test_only_data_from_the_hub_are_published_under_a_hub_id(tmp_path):
+    """A file of ours, or an embedded set, may have the very name of someone's data set."""
+    known = {"datasets": ["banking77", "someone/intents"], "hub_datasets": ["someone/intents"]}
+    local = reload(model_card(FewShotConfig(), info(**known, results=RESULTS)), tmp_path)
+    assert local.data.datasets == ["someone/intents"]
+    assert "- data: banking77, someone/intents\n" in local.text
+    assert {(one.dataset_type, one.dataset_name) for one in local.data.eval_results} == {("local", "home_intents")}
+    protocol = {**RESULTS["protocol"], "dataset": "theirs", "hub_id": "someone/intents"}
+    measured = reload(model_card(FewShotConfig(), info(**known, results={**RESULTS, "protocol": protocol})), tmp_path)
+    found = {(one.dataset_type, one.dataset_name) for one in measured.data.eval_results}
+    assert found == {("someone/intents", "theirs")}
+    assert "- hub id: someone/intents" in measured.text
+    protocol["hub_id"] = None
+    assert "hub id" not in model_card(FewShotConfig(), info(**known, results={**RESULTS, "protocol": protocol})).text
 
 
 def test_no_evaluation_entry_without_a_known_data_set():

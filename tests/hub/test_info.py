@@ -11,6 +11,7 @@ from fewshot_nlp.hub.info import AdapterInfo, read_manifest, without_tokens, wri
 @pytest.fixture
 def folder(tmp_path):
     info = AdapterInfo(["a", "b"], ["home_intents"], {"test": {}}, "run", ["en"], "mit", versions={"torch": "2"})
+    info.hub_datasets = ["someone/intents"]
     write_manifest(tmp_path, FewShotConfig(learner="reptile", head_init="zero"), info)
     return tmp_path
 
@@ -30,7 +31,14 @@ def test_round_trip(folder):
     config, info = read_manifest(folder)
     assert config == FewShotConfig(learner="reptile", head_init="zero")
     assert info == AdapterInfo(
-        ["a", "b"], ["home_intents"], {"test": {}}, "run", ["en"], "mit", versions={"torch": "2"}
+        label_names=["a", "b"],
+        datasets=["home_intents"],
+        hub_datasets=["someone/intents"],
+        results={"test": {}},
+        command="run",
+        language=["en"],
+        license="mit",
+        versions={"torch": "2"},
     )
     assert FewShotConfig.from_json_file(folder / CONFIG_NAME) == config
 
@@ -94,7 +102,7 @@ def test_json_of_another_kind_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("label_names", "abc"), ("datasets", [1]), ("license", 3), ("versions", []), ("results", [])]
+    ("field", "value"), [("label_names", "abc"), ("datasets", [1]), ("hub_datasets", [None]), ("license", 3), ("versions", []), ("results", [])]
 )
 def test_fields_of_the_wrong_kind_are_refused(field, value):
     with pytest.raises(ValueError, match=field):

@@ -70,7 +70,7 @@ class FewShotTrainingArguments:
     eval_strategy: str = _help(f"When to validate: {', '.join(EVAL_STRATEGIES)}.", "steps")
     eval_steps: int = _help("Steps between two validations.", 50)
     eval_delay: int = _help("Do not validate before this step.", 0)
-    eval_on_start: bool = _help("Validate the untrained start, too.", False)
+    eval_on_start: bool = _help("Validate the untrained start, too; it may be the best.", False)
     eval_episodes: int = _help("Validation episodes for each number of shots.", 50)
     test_episodes: int = _help("Test episodes for each number of shots; 0 leaves the test out.", 600)
     baseline_episodes: int = _help(

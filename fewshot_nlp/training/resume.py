@@ -20,11 +20,13 @@ from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
     Checkpoint,
+    DamagedCheckpoint,
     check_checkpoint,
     find_checkpoint,
     list_checkpoints,
     prune_checkpoints,
     read_checkpoint,
+    step_of,
     write_checkpoint,
 )
 from fewshot_nlp.training.optimization import (
@@ -86,6 +88,28 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "is_local_process_zero",
                  "is_world_process_zero"):  # fmt: skip
         setattr(trainer.state, name, getattr(own, name))
+
+
+def load_best(trainer: FewShotTrainer) -> int | None:
+    """Give ``trainer`` the parameters of the best validation, if they are on the disk.
+
+    Returns:
+        Their step; 0 is the untrained start.
+    """
+    trainer.accelerator.wait_for_everyone()
+    best = trainer.state.best_global_step
+    folder = next((f for f in list_checkpoints(trainer.args.output_dir) if step_of(f) == best), None)
+    if folder is None:
+        return None
+    try:
+        found = read_checkpoint(folder).params
+    except DamagedCheckpoint as error:
+        warnings.warn(f"{error} The parameters of the last step are used instead.", stacklevel=3)
+        return None
+    with torch.no_grad():
+        for name, param in trainer.params.items():
+            param.copy_(found[name])
+    return best
 
 
 def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | None) -> Path | None:

@@ -20,10 +20,9 @@ from fewshot_nlp.evaluation import EvaluationResult, evaluate, merge
 from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.callbacks import EpisodeProgressCallback, LinePrinterCallback
-from fewshot_nlp.training.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
 from fewshot_nlp.training.meter import Meter
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
-from fewshot_nlp.training.resume import clear_checkpoints, restore, resume_folder, save
+from fewshot_nlp.training.resume import clear_checkpoints, load_best, restore, resume_folder, save
 from fewshot_nlp.training.validation import check_validation, is_better, metric_key, validation_metrics
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
 
@@ -137,13 +136,13 @@ class FewShotTrainer:
         started, first_step = time.perf_counter(), self.state.global_step
         self._notify("on_train_begin")
         self._notify("on_epoch_begin")
-        if self.args.eval_on_start and first_step == 0 and self.eval_specs:
-            self.evaluate()
+        if self.args.eval_on_start and folder is None and first_step == 0 and self.eval_specs:
+            self._validate()
+            self._save()
         while self.state.global_step < self.args.max_steps and not self.control.should_training_stop:
             self._train_step()
         self._notify("on_epoch_end")
-        if self.args.load_best_model_at_end:
-            self._load_best()
+        loaded = load_best(self) if self.args.load_best_model_at_end else None
         seconds = time.perf_counter() - started
         episodes = (self.state.global_step - first_step) * self.args.episodes_per_step
         metrics = {
@@ -153,6 +152,8 @@ class FewShotTrainer:
             "train_skipped_steps": float(self.skipped_steps),
         }
         self._notify("on_train_end")
+        if loaded == 0 and self.accelerator.is_main_process:
+            print("The untrained start was the best on validation: its parameters were loaded.", flush=True)
         return TrainOutput(self.state.global_step, self.meter.mean_loss, metrics)
 
     def evaluate(self) -> dict[str, float]:
@@ -289,31 +290,23 @@ class FewShotTrainer:
         if self.control.should_log and self.meter.steps:
             self.log({**self.meter.flush(), "learning_rate": float(self.scheduler.get_last_lr()[0])})
         if self.control.should_evaluate and self.eval_specs:
-            value = self.evaluate()[metric_key(self.args.metric_for_best_model)]
-            if is_better(self.args, value, self.state.best_metric):
-                self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-                # The best must be on the disk if it is to be loaded at the end, whatever save_steps says.
-                if self.args.load_best_model_at_end or self.args.save_strategy == "best":
-                    self.control.should_save = True
+            self._validate()
+        self._save()
+
+    def _validate(self) -> None:
+        """Evaluate, and ask for a checkpoint of a new best."""
+        value = self.evaluate()[metric_key(self.args.metric_for_best_model)]
+        if is_better(self.args, value, self.state.best_metric):
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            # The best must be on the disk if it is to be loaded at the end, whatever save_steps says.
+            if self.args.load_best_model_at_end or self.args.save_strategy == "best":
+                self.control.should_save = True
+
+    def _save(self) -> None:
+        """Write a checkpoint if one was asked for."""
         if self.control.should_save:
             save(self)
             self._notify("on_save")
-
-    def _load_best(self) -> None:
-        """Go back to the parameters of the best validation."""
-        self.accelerator.wait_for_everyone()
-        best = self.state.best_global_step
-        folder = next((f for f in list_checkpoints(self.args.output_dir) if f.name == f"checkpoint-{best}"), None)
-        if best is None or folder is None:
-            return
-        try:
-            found = read_checkpoint(folder).params
-        except DamagedCheckpoint as error:
-            warnings.warn(f"{error} The parameters of the last step are used instead.", stacklevel=2)
-            return
-        with torch.no_grad():
-            for name, param in self.params.items():
-                param.copy_(found[name])
 
     def _own_callbacks(self) -> list[TrainerCallback]:
         own: list[TrainerCallback] = [DefaultFlowCallback()]

@@ -62,6 +62,25 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, optim, step):
     assert patience[0] == patience[1] > 0
 
 
+@pytest.mark.parametrize("save_strategy", ["best", "steps"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_start_that_was_the_best_still_is_after_a_resume(tmp_path, save_strategy, step):
+    # Accuracy rises, so with greater_is_better=False nothing betters the start.
+    settings = {**SAVING, "save_strategy": save_strategy, "eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"eval_on_start": True, "load_best_model_at_end": True, "greater_is_better": False}
+    whole = toy_trainer(tmp_path / "whole", **settings)
+    start = whole.params["head.w"].detach().clone()
+    whole.train()
+    with pytest.raises(Killed):
+        toy_trainer(tmp_path / "killed", callbacks=[Kill(step)], **settings).train()
+    resumed = toy_trainer(tmp_path / "killed", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_global_step == whole.state.best_global_step == 0
+    assert torch.equal(resumed.params["head.w"], start)
+    assert torch.equal(whole.params["head.w"], start)
+    assert resumable(resumed.state.log_history) == resumable(whole.state.log_history)
+
+
 def test_process_that_dies_without_warning_resumes_to_the_bit(tmp_path):
     """The same with a real process and os._exit, which flushes and closes nothing."""
     script = """

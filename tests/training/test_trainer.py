@@ -146,7 +146,7 @@ class Scripted(FewShotTrainer):
     script: tuple[float, ...] = ()
 
     def evaluate(self):
-        value = self.script[self.state.global_step - 1]
+        value = self.script[self.state.global_step - (not self.args.eval_on_start)]
         metrics = {"eval_accuracy": value, "eval_loss": -value}
         self.log(metrics)
         self._notify("on_evaluate", metrics=metrics)
@@ -154,7 +154,9 @@ class Scripted(FewShotTrainer):
 
 
 def scripted(tmp_path, script, callbacks=(), **settings):
-    args = toy_args(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=len(script), **settings)
+    """Validation gives ``script``, step by step; its first number is the start's with ``eval_on_start``."""
+    steps = len(script) - settings.get("eval_on_start", False)
+    args = toy_args(tmp_path, eval_strategy="steps", eval_steps=1, **{"max_steps": steps, **settings})
     trainer = Scripted(ToyLearner(), args, ToySampler(), toy_reader, {"1-shot": ToySampler("validation")}, callbacks)
     trainer.script = script
     return trainer
@@ -177,6 +179,31 @@ def test_ends_with_the_best_parameters(tmp_path, settings, best):
     assert trainer.state.best_global_step == best
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert torch.equal(weights(trainer), seen[best - 1])
+
+
+@pytest.mark.parametrize("save_strategy", ["best", "steps"])
+def test_the_untrained_start_may_be_the_best(tmp_path, save_strategy, capsys):
+    options = {"load_best_model_at_end": True, "save_strategy": save_strategy, "save_total_limit": 1}
+    trainer = scripted(tmp_path, (0.8, 0.5, 0.7), eval_on_start=True, **options)
+    start = weights(trainer).clone()
+    trainer.train()
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (0, 0.8)
+    assert torch.equal(weights(trainer), start)
+    assert "The untrained start was the best on validation" in capsys.readouterr().out
+
+
+def test_a_start_that_training_betters_is_left_behind(tmp_path, capsys):
+    trainer = scripted(tmp_path, (0.5, 0.8), eval_on_start=True, load_best_model_at_end=True, save_strategy="best")
+    start = weights(trainer).clone()
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert not torch.equal(weights(trainer), start)
+    assert "untrained start" not in capsys.readouterr().out
+
+
+def test_validations_worse_than_the_start_count_against_patience(tmp_path):
+    options = {"eval_on_start": True, "load_best_model_at_end": True, "save_strategy": "best"}
+    assert scripted(tmp_path, (0.8, 0.5, 0.6, 0.9), early_stopping_patience=2, **options).train().global_step == 2
 
 
 def test_best_is_on_disk_even_between_save_steps(tmp_path):

@@ -22,11 +22,13 @@ from fewshot_nlp.hub.files import (
     OWN_PATTERNS,
     PARAMS_NAME,
     check_token,
+    publish_paths,
     read_tensors,
     replaced_files,
     resolve_folder,
 )
 from fewshot_nlp.hub.info import AdapterInfo, read_manifest, write_manifest
+from fewshot_nlp.hub.paths import ELSEWHERE
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.models.adapters import (
     ADAPTER_CONFIG,
@@ -109,6 +111,8 @@ class FewShotAdapter:
     ) -> CommitInfo:
         """Upload to the Hub what ``save_pretrained`` writes, making the repository if there is none.
 
+        Of a backbone in a local folder, the path is shortened; whoever loads the adapter says where theirs is.
+
         Args:
             repo_id: ``"user/name"``, or ``"name"`` in the token's own namespace.
             private: of a repository that is made; the namespace's default if not given.
@@ -126,6 +130,7 @@ class FewShotAdapter:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "adapter"
             self._save(folder)
+            publish_paths(folder, self.config.model_name_or_path)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             # The examples on the card name the repository, whose full name is known only now.
             model_card(self.config, self.info, repo_id=repo_id).save(folder / "README.md")
@@ -184,6 +189,11 @@ class FewShotAdapter:
             force_download=force_download,
         )
         config, info = read_manifest(folder)
+        if model_name_or_path is None and config.model_name_or_path.startswith(ELSEWHERE):
+            raise OSError(
+                f"The backbone of {str(path_or_repo)!r} is a folder of its author's, {config.model_name_or_path!r}, "
+                "and not on the Hub. Say where it is: from_pretrained(..., model_name_or_path=...)."
+            )
         if model_name_or_path is not None:
             config = replace(config, model_name_or_path=model_name_or_path, model_revision=None)
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}

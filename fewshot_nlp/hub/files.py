@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME
-from fewshot_nlp.hub.info import RESULTS_NAME
+from fewshot_nlp.hub.info import RESULTS_NAME, read_json, write_json
+from fewshot_nlp.hub.paths import public_path
 from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PARAMS_NAME = "fewshot_params.safetensors"
@@ -90,6 +92,19 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(target.iterdir()):
             target.rmdir()
+
+
+def publish_paths(folder: Path, path: str) -> None:
+    """Shorten ``path``, that of a backbone, in the settings saved in ``folder``, before strangers read them."""
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shorten(item) for key, item in value.items()}
+        return public_path(path) if value == path else value
+
+    for file in (folder / CONFIG_NAME, folder / ADAPTER_CONFIG):
+        if file.is_file() and public_path(path) != path:
+            write_json(file, shorten(read_json(file)))
 
 
 def resolve_folder(

@@ -18,6 +18,7 @@ from typing import Any
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, from_mapping
+from fewshot_nlp.hub.paths import public_path, with_public_paths
 
 #: Raised by one when a reader of the old format would misread the new one.
 FORMAT_VERSION = 1
@@ -45,9 +46,9 @@ class AdapterInfo:
 
     Attributes:
         label_names: classes seen in training.
-        datasets: names of the training data sets.
+        datasets: names of the training data sets; of a path, what ``public_path`` leaves.
         results: the evaluation in the form of ``results.json``; ``None`` where nothing was measured.
-        command: the command that made the adapter. Access tokens are removed from it.
+        command: the command that made the adapter. Access tokens are removed from it, and paths shortened.
         language: ISO 639 codes of the training texts.
         license: an identifier of the Hub's list, such as ``apache-2.0``; nothing is claimed without it.
         learning_curve: a PNG file to save beside the adapter and show on the card. It is not kept in
@@ -80,7 +81,8 @@ class AdapterInfo:
             raise ValueError(f"versions={self.versions!r} must be an object of library names and versions.")
         if self.results is not None and not isinstance(self.results, dict):
             raise ValueError(f"results must be an object as in {RESULTS_NAME}, not {type(self.results).__name__}.")
-        self.command = without_tokens(self.command)
+        self.datasets = [public_path(name) for name in self.datasets]
+        self.command = None if self.command is None else with_public_paths(without_tokens(self.command))
         self.results = without_tokens(self.results)
 
 
@@ -101,9 +103,9 @@ def write_manifest(folder: Path, config: FewShotConfig, info: AdapterInfo) -> No
     results = known.pop("results")
     known.pop("learning_curve")
     envelope = {"format_version": FORMAT_VERSION, "library_version": __version__, "config": config.to_dict()}
-    _write_json(folder / CONFIG_NAME, envelope | known)
+    write_json(folder / CONFIG_NAME, envelope | known)
     if results is not None:
-        _write_json(folder / RESULTS_NAME, results)
+        write_json(folder / RESULTS_NAME, results)
 
 
 def read_manifest(folder: Path) -> tuple[FewShotConfig, AdapterInfo]:
@@ -149,5 +151,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as people read it."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

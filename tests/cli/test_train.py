@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from fewshot_nlp.cli.parser import parse
@@ -87,6 +88,9 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
     manifest = json.loads((out / "fewshot_config.json").read_text())
     assert manifest["command"].startswith(f"accelerate launch recipes/{recipe.name} --model_name_or_path")
     assert set(manifest["label_names"]).isdisjoint(results["protocol"]["classes"])
+    assert "--dataset_name .../sentences.jsonl" in manifest["command"]
+    assert str(tmp_path.parent) not in (out / "README.md").read_text()
+    assert ModelCard.load(out / "README.md").data.get("datasets") is None
     adapter = FewShotAdapter.from_pretrained(out)
     assert adapter.config == parse(tiny, recipe.with_suffix(".yaml")).config
     assert list(out.glob("checkpoint-*"))
@@ -221,7 +225,7 @@ def test_console_script_takes_a_recipe(tiny, tmp_path):
     manifest = json.loads((tmp_path / "out" / "fewshot_config.json").read_text())
     assert manifest["config"]["learner"] == "protonet"
     assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["steps"] == 1
-    assert manifest["command"].startswith(f"fewshot-nlp {recipe} ")
+    assert manifest["command"].startswith("fewshot-nlp .../mine.yaml ")
 
 
 @pytest.mark.processes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def push(folder: Path) -> dict[str, Any]:
 
 def pull(folder: Path) -> dict[str, Any]:
     oid = json.loads((folder / "push.json").read_text(encoding="utf-8"))["oids"][0]
-    load = FewShotAdapter.from_pretrained
+    # The author's own folder is not told to the world.
+    load = partial(FewShotAdapter.from_pretrained, model_name_or_path=str(folder / "bert"))
     latest = load(REPO, token=WRITE)
     return {
         "latest": logits(latest),
@@ -79,7 +81,9 @@ def pull(folder: Path) -> dict[str, Any]:
 
 def cached(folder: Path) -> dict[str, Any]:
     return {
-        "latest": logits(FewShotAdapter.from_pretrained(REPO, local_files_only=True)),
+        "latest": logits(
+            FewShotAdapter.from_pretrained(REPO, local_files_only=True, model_name_or_path=str(folder / "bert"))
+        ),
         "other": refusal(FewShotAdapter.from_pretrained, "tester/other", local_files_only=True),
     }
 
@@ -101,6 +105,7 @@ def refused(folder: Path) -> dict[str, Any]:
         "pull another revision": refusal(load, REPO, revision="nope", token=READ, **fresh),
         "pull another model": refusal(load, "tester/other-model", token=READ, **fresh),
         "pull a plain PEFT adapter": refusal(load, "tester/peft", token=READ, **fresh),
+        "pull one whose backbone is elsewhere": refusal(load, REPO, token=READ, **fresh),
     }
 
 

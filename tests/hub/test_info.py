@@ -102,7 +102,15 @@ def test_json_of_another_kind_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("label_names", "abc"), ("datasets", [1]), ("hub_datasets", [None]), ("license", 3), ("versions", []), ("results", [])]
+    ("field", "value"),
+    [
+        ("label_names", "abc"),
+        ("datasets", [1]),
+        ("hub_datasets", [None]),
+        ("license", 3),
+        ("versions", []),
+        ("results", []),
+    ],
 )
 def test_fields_of_the_wrong_kind_are_refused(field, value):
     with pytest.raises(ValueError, match=field):

@@ -161,6 +161,10 @@ def test_the_card_on_the_hub_names_the_repository(world, pushed, tmp_path):
         ("pull another revision", "FileNotFoundError: 'tester/prompt' has no revision 'nope'"),
         ("pull another model", "ValueError: 'tester/other-model' is not a few-shot adapter: fewshot_config.json is"),
         ("pull a plain PEFT adapter", "ValueError: 'tester/peft' is a plain PEFT adapter"),
+        (
+            "pull one whose backbone is elsewhere",
+            "OSError: The backbone of 'tester/prompt' is a folder of its author's, '.../bert', and not on the Hub. Say",
+        ),
     ],
 )
 def test_refusals_are_clear(refused, attempt, expected):
@@ -181,6 +185,14 @@ def test_tokens_travel_in_the_authorization_header_alone(world, pushed, pulled, 
         assert not [token for token in TOKENS if token in elsewhere], request.path
     assert {f"Bearer {token}" for token in TOKENS} < seen
     assert not [token for token in TOKENS if token in world.output]
+
+
+def test_no_path_of_the_author_is_published(world, pushed):
+    settings = json.loads(world.hub.files(REPO)["adapter_config.json"])
+    assert settings["base_model_name_or_path"] == ".../bert"
+    for repo in world.hub.repos.values():
+        for commit in repo.commits.values():
+            assert not [name for name, content in commit.items() if str(world.folder).encode() in content]
 
 
 def test_tokens_are_in_no_file(world, pushed, pulled, refused):

@@ -141,7 +141,10 @@ def execute(run: Run) -> dict[str, Any]:
             episodes=args.test_episodes,
             seed=EVAL_SEED,
             transductive=learner.transductive,
-        ),
+            samplers=run.test,
+        )
+        if run.test
+        else {},
         "test": {name: _test(trainer, name, sampler, baselines) for name, sampler in run.test.items()},
         "training": {
             "steps": output.global_step,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fewshot_nlp.data.pool import Pool
+from fewshot_nlp.data import EpisodeMixture, EpisodeSampler, Pool, episodes_hash
 
 
 def split_hash(label_names: Mapping[str, Sequence[str]]) -> str:
@@ -28,6 +27,7 @@ def build_protocol(
     transductive: bool,
     uses_label_names: bool = False,
     split: str = "test",
+    samplers: Mapping[str, EpisodeSampler | EpisodeMixture] | None = None,
 ) -> dict[str, Any]:
     """The ``"protocol"`` entry of ``results.json``.
 
@@ -39,6 +39,8 @@ def build_protocol(
         transductive: whether the answer to one query may depend on the other queries beside it.
         uses_label_names: whether the learner reads the names of the classes, and not only examples.
         split: where the episodes come from.
+        samplers: what draws the episodes of each run, such as ``{"1-shot": sampler}``, to record their hashes; with
+            ``num_episodes`` set, ``save_episodes`` writes the list of that hash.
     """
     pool = pools[split]
     return {
@@ -53,6 +55,10 @@ def build_protocol(
         "n_query": n_query,
         "episodes": episodes,
         "seed": seed,
+        "episodes_hash": {
+            name: episodes_hash([sampler[i] for i in range(episodes)], sampler, sampler.settings)
+            for name, sampler in (samplers or {}).items()
+        },
         "transductive": transductive,
         "uses_label_names": uses_label_names,
         "interval": "95 %, Student t over episodes",

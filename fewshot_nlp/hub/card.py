@@ -197,8 +197,10 @@ def _protocol(info: AdapterInfo) -> str:
         return ""
     lines = []
     for key, value in protocol.items():
-        if value is None:
+        if value in (None, {}):
             continue
+        if isinstance(value, dict):
+            value = [f"{name} {item}" for name, item in value.items()]
         shown = _names(value) if isinstance(value, list) else plain(str(value), limit=200)
         lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
     return "\n\nProtocol:\n\n" + "\n".join(lines)

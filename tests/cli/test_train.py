@@ -84,6 +84,7 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
         gain = entry["accuracy"] - entry["baselines"]["prototypes"]["accuracy"]
         assert entry["paired_gain"]["mean"] == pytest.approx(gain)
     assert results["training"]["steps"] == 4
+    assert set(results["protocol"]["episodes_hash"]) == {"1-shot", "3-shot"}
 
     manifest = json.loads((out / "fewshot_config.json").read_text())
     assert manifest["command"].startswith(f"accelerate launch recipes/{recipe.name} --model_name_or_path")
@@ -134,9 +135,12 @@ def test_resumed_run_ends_with_the_same_files(tiny, tmp_path):
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == adapter
 
 
-def test_without_test_episodes_nothing_is_claimed(tiny, tmp_path, capsys):
-    main([*tiny, "--test_episodes", "0", "--eval_strategy", "no"])
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["test"] == {}
+def test_without_test_episodes_nothing_is_claimed(tiny, tmp_path, data_file, capsys):
+    classes = sorted({json.loads(line)["label"] for line in data_file.read_text().splitlines()})
+    (tmp_path / "split.json").write_text(json.dumps({"train": classes}))
+    main([*tiny, "--split_file", str(tmp_path / "split.json"), "--test_episodes", "0", "--eval_strategy", "no"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["test"] == results["protocol"] == {}
     assert "gain over" not in capsys.readouterr().out
 
 

@@ -1,7 +1,9 @@
 import json
 from types import SimpleNamespace
 
+from fewshot_nlp.data import EpisodeSampler, save_episodes
 from fewshot_nlp.evaluation import build_protocol, split_hash
+from tests.data.toy_data import make_pool
 
 
 def pool(split, names):
@@ -28,10 +30,23 @@ def test_protocol():
         "n_query": 5,
         "episodes": 600,
         "seed": 7,
+        "episodes_hash": {},
         "transductive": False,
         "uses_label_names": True,
         "interval": "",
     }
+
+
+def test_the_episodes_of_each_run_are_known_by_the_hash_of_their_list(tmp_path):
+    pools = {"test": make_pool(dict.fromkeys("abcd", 9), split="test")}
+    shape = {"n_way": 3, "n_query": 2, "seed": 4}
+    samplers = {f"{k}-shot": EpisodeSampler(pools["test"], k_shot=k, **shape) for k in (1, 5)}
+    protocol = build_protocol(pools, **shape, shots=[1, 5], episodes=6, transductive=False, samplers=samplers)
+    assert json.loads(json.dumps(protocol)) == protocol
+    for k in (1, 5):
+        saved = save_episodes(tmp_path / "list.jsonl", EpisodeSampler(pools["test"], k_shot=k, **shape, num_episodes=6))
+        assert protocol["episodes_hash"][f"{k}-shot"] == saved
+    assert len(set(protocol["episodes_hash"].values())) == 2
 
 
 def test_split_hash_is_of_sets():

@@ -66,6 +66,12 @@ def test_the_table_shows_intervals_baselines_and_gain():
     assert "| 5-shot | **98.00** | - | - |" in text
 
 
+def test_hashes_of_episodes_are_shown_by_shots():
+    protocol = {**RESULTS["protocol"], "episodes_hash": {"1-shot": "0f" * 32, "5-shot": "a1" * 32}}
+    text = model_card(FewShotConfig(), info(results={**RESULTS, "protocol": protocol})).text
+    assert f"- episodes hash: 1-shot {'0f' * 32}, 5-shot {'a1' * 32}\n" in text
+
+
 def test_without_results_no_figure_is_shown(tmp_path):
     card = reload(model_card(FewShotConfig(), info()), tmp_path)
     assert "No results were recorded" in card.text

@@ -20,7 +20,8 @@ HEADS = ("prototype", "linear")
 HEAD_INITS = ("zero", "prototype")
 DISTANCES = ("cosine", "euclidean")
 LEARNERS = ("maml", "fomaml", "anil", "reptile", "protonet")
-INNER_RULES = ("sgd", "adam")
+INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
+ESTIMATORS = ("exact", "first_order", "truncated", "implicit", "reptile")
 DUPLICATES = ("error", "drop", "keep")
 
 
@@ -94,6 +95,23 @@ class FewShotConfig:
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Inner step size of the head; inner_learning_rate if not given."}
     )
+    inner_weight_decay: float = field(default=0.0, metadata={"help": "L2 decay of the fast weights in a step."})
+    inner_max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Clip the inner gradient to this norm; not clipped if not given."}
+    )
+    estimator: str | None = field(
+        default=None,
+        metadata={"help": f"Meta-gradient of a gradient learner: {', '.join(ESTIMATORS)}; its own if not given."},
+    )
+    truncated_steps: int = field(
+        default=1, metadata={"help": "Last inner steps that estimator=truncated differentiates exactly."}
+    )
+    proximal: float = field(
+        default=0.0, metadata={"help": "Pull of the inner loop towards its start; above 0 for estimator=implicit."}
+    )
+    conjugate_gradient_steps: int = field(
+        default=5, metadata={"help": "Conjugate-gradient steps of estimator=implicit."}
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_name_or_path, str) or not self.model_name_or_path:
@@ -114,6 +132,14 @@ class FewShotConfig:
         at_least("inner_learning_rate", self.inner_learning_rate, 0.0, float)
         if self.head_learning_rate is not None:
             at_least("head_learning_rate", self.head_learning_rate, 0.0, float)
+        at_least("inner_weight_decay", self.inner_weight_decay, 0.0, float)
+        if self.inner_max_grad_norm is not None:
+            at_least("inner_max_grad_norm", self.inner_max_grad_norm, 0.0, float, above=True)
+        if self.estimator is not None:
+            choice("estimator", self.estimator, ESTIMATORS)
+        at_least("truncated_steps", self.truncated_steps, 0)
+        at_least("proximal", self.proximal, 0.0, float)
+        at_least("conjugate_gradient_steps", self.conjugate_gradient_steps, 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

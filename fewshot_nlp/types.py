@@ -76,6 +76,14 @@ class Batch:
         moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return replace(self, inputs=moved, labels=self.labels.to(device))
 
+    def recordable(self) -> Batch:
+        """The same batch as autograd can record it, also where it was made in inference mode."""
+        if not self.labels.is_inference():
+            return self
+        with torch.inference_mode(False):
+            copies = {name: tensor.clone() for name, tensor in self.inputs.items()}
+            return replace(self, inputs=copies, labels=self.labels.clone())
+
 
 @dataclass(frozen=True)
 class Episode:

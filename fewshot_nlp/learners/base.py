@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
+from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
@@ -29,16 +29,6 @@ def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers among the queries whose class is in the episode."""
     known = labels != OUT_OF_SCOPE
     return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
-
-
-def recordable(tensor: Tensor) -> Tensor:
-    """``tensor`` as autograd can record it, also where it was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def differentiable(params: Params) -> dict[str, Tensor]:
-    """Leaves with the values of ``params``, to differentiate with respect to."""
-    return {name: recordable(value).detach().requires_grad_() for name, value in params.items()}
 
 
 class BaseLearner(ABC):
@@ -73,18 +63,13 @@ class BaseLearner(ABC):
         return frozenset(self.init_params())
 
     @abstractmethod
-    def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
-        """State of the task, as a differentiable function of ``params``.
-
-        With ``create_graph=False`` the derivative of the inner gradients is left out.
-        """
+    def _adapt(self, params: Params, support: Batch) -> State:
+        """State of the task, as a differentiable function of ``params``."""
 
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = {name: recordable(tensor) for name, tensor in support.inputs.items()}
-            support = replace(support, inputs=inputs, labels=recordable(support.labels))
-            state = self._adapt(differentiable(params), support, create_graph=False)
+            state = self._adapt(leaves(params), support.recordable())
         return {name: value.detach() for name, value in state.items()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
@@ -107,13 +92,13 @@ class BaseLearner(ABC):
         return sum(parts[1:], parts[0])
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
-        leaves = differentiable(params)
-        with torch.enable_grad():
-            state = self._adapt(leaves, episode.support, create_graph=True)
-            logits = self.predict(leaves, state, episode.query)
+        with torch.inference_mode(False), torch.enable_grad():
+            theta = leaves(params)
+            state = self._adapt(theta, episode.support)
+            logits = self.predict(theta, state, episode.query)
             loss = episode_loss(logits, episode.query.labels)
-            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return self._part(dict(zip(leaves, grads, strict=True)), logits.detach(), episode)
+            grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode)
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
         labels = episode.query.labels

@@ -12,4 +12,4 @@ from fewshot_nlp.learners.gradient import GradientLearner
 class FOMAML(GradientLearner):
     """First-order MAML over the adapter and the head."""
 
-    second_order = False
+    estimator = "first_order"

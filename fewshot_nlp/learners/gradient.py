@@ -6,17 +6,25 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.inner import Fast, inner_loop
-from fewshot_nlp.functional.rules import RULES
+from fewshot_nlp.functional.call import check_names
+from fewshot_nlp.functional.implicit import implicit_gradient
+from fewshot_nlp.functional.outer import Carry, Link, adapt, meta_gradient
+from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models.model import PREFIX, FewShotModel
-from fewshot_nlp.types import Batch, Params, State
+from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
+
+#: Names in a carry's slots: the support features, for learners that never change them; where the head started.
+FEATURES = "features"
+START = "start."
 
 
 class GradientLearner(BaseLearner):
@@ -25,8 +33,10 @@ class GradientLearner(BaseLearner):
     The state of a task holds the adapted tensors under their own names, and the head's state.
     """
 
-    #: Whether the meta-gradient contains the derivative of the inner gradients.
-    second_order: ClassVar[bool] = True
+    #: How the meta-gradient is estimated, unless ``config.estimator`` says otherwise.
+    estimator: ClassVar[str] = "exact"
+    #: Inner steps whose graphs are in memory together; all if not set. The gradient is the same.
+    chunk: int | None = None
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)
@@ -40,46 +50,167 @@ class GradientLearner(BaseLearner):
                 f"learner={config.learner!r} adapts the adapter, and adapter={config.adapter!r} has none. "
                 f"Use adapter='prompt_tuning', 'lora' or 'full', or learner='protonet'."
             )
+        if (config.estimator or self.estimator) == "implicit" and not config.proximal:
+            raise ValueError("estimator='implicit' needs proximal above 0, which makes the inner problem well posed.")
         head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
-        self.rule = RULES[config.inner_rule]({PREFIX: config.inner_learning_rate, "head.": head_rate})
+        self.rule = build_rule(
+            config.inner_rule,
+            {PREFIX: config.inner_learning_rate, "head.": head_rate},
+            steps=config.inner_steps,
+            weight_decay=config.inner_weight_decay,
+            max_grad_norm=config.inner_max_grad_norm,
+        )
 
-    def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
-        follow = create_graph and self.second_order
+    def init_params(self) -> dict[str, Tensor]:
+        params = super().init_params()
+        # The head's state for some task tells which tensors it has.
+        labels = torch.arange(2, device=self.model.device)
+        some = torch.zeros(2, self.model.hidden_size, device=self.model.device)
+        head = self.head.start(params, some, labels, 2) if self.head.fast else {}
+        return {**params, **self.rule.learned({**self._body(params), **head})}
+
+    def _body(self, params: Params) -> dict[str, Tensor]:
+        """The fast weights of the adapter."""
+        return {n: v for n, v in params.items() if n.startswith(PREFIX)} if self.fast_body else {}
+
+    def links(self, support: Batch, exact_steps: int | None = None) -> list[Link]:
+        """A task's adaptation: the start with the first step, then one link a step.
+
+        Args:
+            support: the task.
+            exact_steps: how many of the last steps have their inner gradient differentiated; all if not given.
+        """
+        steps = self.config.inner_steps
+        constant = 0 if exact_steps is None else steps - exact_steps
+        return [partial(self._link, support, k, k >= constant) for k in range(max(steps, 1))]
+
+    def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
+        if carry is None:
+            fast, features = self._start(params, support)
+            slots = self.rule.init(fast)
+            # What later steps need of the start: all that does not stand in params.
+            kept = {f"{START}{n}": v for n, v in fast.items() if n not in params} if self.config.proximal else {}
+            if not self.fast_body:
+                kept[FEATURES] = features
+            if self.config.inner_steps == 0:
+                return Carry(fast, {**slots, **kept})
+        else:
+            fast = carry.fast
+            kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
+            slots = {n: v for n, v in carry.slots.items() if n not in kept}
+            features = kept[FEATURES] if FEATURES in kept else self.model.features({**params, **fast}, support.inputs)
+        grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
+        if self.config.proximal and carry is not None:
+            start = {n: params[n] if n in params else kept[f"{START}{n}"] for n in fast}
+            grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
+        updates, slots = self.rule.update(grads, slots, Point(fast, k, params))
+        return Carry({name: value + updates[name] for name, value in fast.items()}, {**slots, **kept})
+
+    def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Fast weights before the first step, and the support features that a head's start is made of."""
         features = self.model.features(params, support.inputs)
-        head = self.head.start(params, features, support.labels, support.n_way)
-        body = {n: v for n, v in params.items() if n.startswith(PREFIX)} if self.fast_body else {}
+        head = self.head.start(params, features, support.labels, support.n_way) if self.head.fast else {}
         # A start that follows from no parameter, such as zero, is differentiated too.
-        start: Fast = {**body, **({n: v.requires_grad_() for n, v in head.items()} if self.head.fast else {})}
+        made = {name: value if value.requires_grad else value.requires_grad_() for name, value in head.items()}
+        return {**self._body(params), **made}, features
 
-        def gradient(fast: Fast, step: int) -> Fast:
-            moved = step > 0 and self.fast_body
-            made = self.model.features({**params, **fast}, support.inputs) if moved else features
-            # The head may have been made from these very features. A view parts the loss's direct path from that one,
-            # so that step 0 needs no second forward pass.
-            seen = made.view_as(made)
-            state = fast if self.head.fast else self.head.start(params, seen, support.labels, support.n_way)
-            loss = episode_loss(self.head.logits(params, state, seen), support.labels)
-            own = {name: value for name, value in fast.items() if name not in body}
-            options: dict[str, Any] = {"create_graph": follow, "retain_graph": True, "materialize_grads": True}
-            if not body:
-                return dict(zip(fast, torch.autograd.grad(loss, list(own.values()), **options), strict=True))
-            pull, *grads = torch.autograd.grad(loss, [seen, *own.values()], **options)
-            # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
-            weights = [fast[name] for name in body]
-            grads = [*torch.autograd.grad(made, weights, grad_outputs=pull, **options), *grads]
-            return dict(zip(fast, grads, strict=True))
+    def _inner_gradient(
+        self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool
+    ) -> dict[str, Tensor]:
+        """Gradient of the support loss with respect to ``fast``, under which ``features`` were made."""
+        # The head may have been made from these very features. A view parts the loss's direct path from that one, so
+        # that the first step needs no second forward pass.
+        seen = features.view_as(features)
+        state = fast if self.head.fast else self.head.start(params, seen, support.labels, support.n_way)
+        loss = episode_loss(self.head.logits(params, state, seen), support.labels)
+        body = {name: value for name, value in fast.items() if name.startswith(PREFIX)}
+        own = [value for name, value in fast.items() if name not in body]
+        options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
+        if not body:
+            return dict(zip(fast, torch.autograd.grad(loss, own, **options), strict=True))
+        pull, *grads = torch.autograd.grad(loss, [seen, *own], **options)
+        # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
+        grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *grads]
+        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True))
 
-        fast = inner_loop(gradient, start, self.rule, self.config.inner_steps)
+    def _adapt(self, params: Params, support: Batch) -> State:
+        carry: Carry | None = None
+        for link in self.links(support):
+            carry = link(params, carry, True)
+        assert carry is not None
+        return self._state(params, carry, support)
+
+    def adapt(self, params: Params, support: Batch) -> State:
+        check_names(params, self.names)
+        support = support.recordable()
+        carry = adapt(self.links(support), params)
+        with torch.no_grad():
+            return self._state(params, carry, support)
+
+    def _state(self, params: Params, carry: Carry, support: Batch) -> State:
+        """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
         if self.head.fast:
-            return fast
-        features = self.model.features({**params, **fast}, support.inputs)
-        return {**fast, **self.head.start(params, features, support.labels, support.n_way)}
+            return carry.fast
+        features = self.model.features({**params, **carry.fast}, support.inputs)
+        return {**carry.fast, **self.head.start(params, features, support.labels, support.n_way)}
+
+    def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
+        return ESTIMATORS[self.config.estimator or self.estimator](self, params, episode)
+
+    def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
+        logits = self.predict(params, self._state(params, carry, episode.support), episode.query)
+        return episode_loss(logits, episode.query.labels), logits
 
 
-def meta_difference(params: Params, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Sum over tasks of ``start - adapted``, by name; zero where a task has no adapted value."""
-    total = {name: torch.zeros_like(value) for name, value in params.items()}
-    for state in states:
-        for name in total.keys() & state.keys():
-            total[name] += params[name] - state[name]
-    return total
+def backpropagated(learner: GradientLearner, params: Params, episode: Episode, exact_steps: int | None) -> MetaGrad:
+    """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
+    outcome = meta_gradient(
+        learner.links(episode.support.recordable(), exact_steps),
+        partial(learner._query_loss, episode),
+        params,
+        chunk=learner.chunk,
+        seed=episode.spec.index,
+    )
+    return learner._part(outcome.grads, outcome.extra, episode)
+
+
+def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
+    """Reptile's direction: from the adapted weights to the start. Zero for what no task changes."""
+    state = learner.adapt(params, episode.support)
+    with torch.no_grad():
+        logits = learner.predict(params, state, episode.query)
+        grads = {
+            name: value - state[name] if name in state else torch.zeros_like(value) for name, value in params.items()
+        }
+    return learner._part(grads, logits, episode)
+
+
+def implicit(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
+    """iMAML: from the end of the inner loop alone."""
+    support, config = episode.support.recordable(), learner.config
+
+    def slope(theta: Params, fast: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = learner.model.features({**theta, **fast}, support.inputs)
+        return learner._inner_gradient(theta, fast, features, support, create_graph=True)
+
+    outcome = implicit_gradient(
+        lambda theta: learner._start(theta, support)[0],
+        slope,
+        lambda theta, fast: learner._query_loss(episode, theta, Carry(fast, {})),
+        params,
+        adapt(learner.links(support), params).fast,
+        proximal=config.proximal,
+        steps=config.conjugate_gradient_steps,
+    )
+    return learner._part(outcome.grads, outcome.extra, episode)
+
+
+ESTIMATORS: dict[str, Callable[[GradientLearner, Params, Episode], MetaGrad]] = {
+    "exact": lambda learner, params, episode: backpropagated(learner, params, episode, None),
+    "first_order": lambda learner, params, episode: backpropagated(learner, params, episode, 0),
+    "truncated": lambda learner, params, episode: backpropagated(
+        learner, params, episode, learner.config.truncated_steps
+    ),
+    "implicit": implicit,
+    "reptile": start_minus_adapted,
+}

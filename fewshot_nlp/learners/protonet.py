@@ -16,6 +16,6 @@ class ProtoNet(BaseLearner):
 
     fast_body = False
 
-    def _adapt(self, params: Params, support: Batch, create_graph: bool) -> State:
+    def _adapt(self, params: Params, support: Batch) -> State:
         features = self.model.features(params, support.inputs)
         return self.head.start(params, features, support.labels, support.n_way)

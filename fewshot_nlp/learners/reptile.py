@@ -10,20 +10,10 @@ part in it; their loss and accuracy are reported as for any other learner.
 
 from __future__ import annotations
 
-import torch
-
-from fewshot_nlp.learners.gradient import GradientLearner, meta_difference
-from fewshot_nlp.types import Episode, MetaGrad, Params
+from fewshot_nlp.learners.gradient import GradientLearner
 
 
 class Reptile(GradientLearner):
     """Reptile over the adapter. The scale of the logits, which no task changes, stays as it is."""
 
-    second_order = False
-
-    def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
-        state = self.adapt(params, episode.support)
-        with torch.no_grad():
-            logits = self.predict(params, state, episode.query)
-            grads = meta_difference(params, [state])
-        return self._part(grads, logits, episode)
+    estimator = "reptile"

@@ -19,7 +19,7 @@ from tests.tiny import tiny_config
 class Ridge(BaseLearner):
     """Ridge regression on the support features in closed form: R2-D2, Bertinetto et al., ICLR 2019."""
 
-    def _adapt(self, params, support, create_graph):
+    def _adapt(self, params, support):
         features = torch.nn.functional.normalize(self.model.features(params, support.inputs), dim=-1)
         gram = features @ features.T + 0.1 * torch.eye(len(support), dtype=features.dtype)
         targets = one_hot(support.labels, support.n_way).to(features.dtype)
@@ -46,8 +46,8 @@ class WrongShape(ProtoNet):
 
 
 class IgnoresSupport(ProtoNet):
-    def _adapt(self, params, support, create_graph):
-        state = super()._adapt(params, support, create_graph)
+    def _adapt(self, params, support):
+        state = super()._adapt(params, support)
         return {name: torch.sin(torch.arange(value.numel()).double()).view_as(value) for name, value in state.items()}
 
 
@@ -58,8 +58,8 @@ class IgnoresQuery(ProtoNet):
 
 
 class TrustsTheSecond(ProtoNet):
-    def _adapt(self, params, support, create_graph):
-        return super()._adapt(params, rows(support, [1, *range(len(support))]), create_graph)
+    def _adapt(self, params, support):
+        return super()._adapt(params, rows(support, [1, *range(len(support))]))
 
 
 class FavoursAClass(ProtoNet):
@@ -93,8 +93,8 @@ class Writes(ProtoNet):
 class Remembers(ProtoNet):
     before = 0.0
 
-    def _adapt(self, params, support, create_graph):
-        state = super()._adapt(params, support, create_graph)
+    def _adapt(self, params, support):
+        state = super()._adapt(params, support)
         mixed = {name: value + self.before for name, value in state.items()}
         self.before = state[WEIGHT].detach().mean(dim=0)
         return mixed
@@ -108,8 +108,8 @@ class Averages(ProtoNet):
 
 
 class CutsTheGraph(ProtoNet):
-    def _adapt(self, params, support, create_graph):
-        return {name: value.detach() for name, value in super()._adapt(params, support, create_graph).items()}
+    def _adapt(self, params, support):
+        return {name: value.detach() for name, value in super()._adapt(params, support).items()}
 
 
 class Climbs(ProtoNet):
@@ -122,7 +122,7 @@ class Climbs(ProtoNet):
 class KeepsTheGraph(ProtoNet):
     def adapt(self, params, support):
         check_names(params, self.names)
-        return self._adapt(params, support, create_graph=True)
+        return self._adapt(params, support)
 
 
 class CarriesDeadWeight(ProtoNet):
@@ -142,8 +142,9 @@ class StartsByChance(ProtoNet):
 
 class NeedsGradMode(MAML):
     def adapt(self, params, support):
-        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-        return {name: value.detach() for name, value in self._adapt(leaves, support, create_graph=False).items()}
+        check_names(params, self.names)
+        theta = {name: value.clone().requires_grad_() for name, value in params.items()}
+        return {name: value.detach() for name, value in self._adapt(theta, support).items()}
 
 
 class TakesAnyName(ProtoNet):

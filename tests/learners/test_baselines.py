@@ -99,10 +99,10 @@ def test_baselines_share_what_was_computed(model, episode, monkeypatch):
 
 @pytest.mark.parametrize("learner", ["maml", "reptile", "protonet"])
 def test_fine_tuning_is_torchs_adam(bert_folder, episode, learner):
-    """From the adapter's untrained start and a head at zero, whatever is meta-trained beside it."""
+    """From the adapter's untrained start, whatever is meta-trained beside it."""
     meta = build_learner(tiny_config(bert_folder, learner=learner, head="prototype"))
     meta.model.module.double()
-    tuning = FineTuning.like(meta, steps=4, learning_rate=0.02)
+    tuning = FineTuning.like(meta, steps=4, learning_rate=0.02, head_init="zero")
     params = {name: value.double() for name, value in tuning.init_params().items()}
     found = tuning.predict(params, tuning.adapt(params, episode.support), episode.query)
 
@@ -126,11 +126,13 @@ def test_fine_tuning_is_torchs_adam(bert_folder, episode, learner):
 
 
 def test_fine_tuning_starts_untrained(bert_folder):
-    meta = build_learner(tiny_config(bert_folder, learner="maml", head_init="prototype"))
+    settings = {"learner": "maml", "head_init": "zero", "estimator": "exact", "inner_max_grad_norm": 0.1}
+    meta = build_learner(tiny_config(bert_folder, **settings))
     tuning = FineTuning.like(meta)
     assert tuning.model is meta.model
-    assert (tuning.config.head, tuning.config.head_init, tuning.config.inner_rule) == ("linear", "zero", "adam")
-    assert meta.config.head_init == "prototype"
+    assert (tuning.config.head, tuning.config.head_init, tuning.config.inner_rule) == ("linear", "prototype", "adam")
+    assert tuning.config.inner_max_grad_norm is None
+    assert meta.config.head_init == "zero"
     start = meta.model.init_params()
     assert all(torch.equal(value, start[name]) for name, value in tuning.init_params().items() if name in start)
 

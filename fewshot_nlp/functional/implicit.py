@@ -1,0 +1,104 @@
+"""The meta-gradient at the end of an inner loop, whatever path led there: implicit differentiation.
+
+iMAML (Rajeswaran et al., NeurIPS 2019, arXiv:1909.04630) pulls the fast weights towards their start φ₀ and takes the
+loop for converged::
+
+    φ* = argmin_φ S(φ, θ) + λ/2 |φ - φ₀|²,   so that   ∇S(φ*, θ) + λ (φ* - φ₀) = 0
+
+Differentiating the condition gives, with ``H = ∇²S(φ*)`` and ``v = ∂Q/∂φ*``, one linear system a task::
+
+    (H + λI) u = v,   dQ/dφ₀ = λ u,   dQ/dθ = ∂Q/∂θ - (∂∇S/∂θ)ᵀ u
+
+which conjugate gradients solve with Hessian-vector products on one graph. Time and memory do not depend on the steps
+of the inner loop; the answer is as exact as the loop has converged and the system is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fewshot_nlp.functional.outer import Outcome, leaves
+from fewshot_nlp.types import Params
+
+Fast = dict[str, Tensor]
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], vector: Tensor, steps: int, tolerance: float) -> Tensor:
+    """Solve ``A x = vector`` for a symmetric positive definite ``A`` given as ``product(x) = A x``.
+
+    Hestenes and Stiefel 1952. Ends after ``steps``, at a residual of ``tolerance`` times ``vector``, or where ``A``
+    shows a direction that is not positive, with what was found until then.
+    """
+    x, residual = torch.zeros_like(vector), vector.clone()
+    direction, square = residual, residual @ residual
+    limit = tolerance**2 * square
+    for _ in range(steps):
+        if square <= limit:
+            break
+        image = product(direction)
+        curvature = direction @ image
+        if curvature <= 0:
+            break
+        step = square / curvature
+        x, residual = x + step * direction, residual - step * image
+        before, square = square, residual @ residual
+        direction = residual + (square / before) * direction
+    return x
+
+
+def implicit_gradient(
+    start: Callable[[Params], Fast],
+    slope: Callable[[Params, Fast], Fast],
+    loss: Callable[[Params, Fast], tuple[Tensor, Tensor]],
+    params: Params,
+    adapted: Fast,
+    *,
+    proximal: float,
+    steps: int,
+    tolerance: float = 1e-10,
+) -> Outcome:
+    """The gradient of the query loss at ``adapted`` with respect to ``params``.
+
+    Args:
+        start: φ₀ as a function of θ.
+        slope: ∇S as a function of θ and φ, differentiable.
+        loss: query loss at θ and φ, and what the caller wants to see beside it.
+        params: θ, by name.
+        adapted: φ*, where the inner loop ended.
+        proximal: λ.
+        steps, tolerance: at which conjugate gradients end.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        theta, phi = leaves(params), leaves(adapted)
+        value, extra = loss(theta, phi)
+        direct = torch.autograd.grad(value, [*theta.values(), *phi.values()], materialize_grads=True)
+
+        # One graph of the inner gradient serves every product with the Hessian.
+        sizes = [tensor.numel() for tensor in phi.values()]
+
+        def shaped(vector: Tensor) -> list[Tensor]:
+            return [part.view_as(t) for part, t in zip(vector.split(sizes), phi.values(), strict=True)]
+
+        def flat(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+        gradient = [*slope(theta, phi).values()]
+
+        def product(vector: Tensor) -> Tensor:
+            image = torch.autograd.grad(
+                gradient, [*phi.values()], shaped(vector), retain_graph=True, materialize_grads=True
+            )
+            return flat(image) + proximal * vector
+
+        solution = conjugate_gradient(product, flat(direct[len(theta) :]), steps, tolerance)
+        mixed = torch.autograd.grad(gradient, [*theta.values()], shaped(solution), materialize_grads=True)
+        first = start(theta)
+        back = torch.autograd.grad(
+            [*first.values()], [*theta.values()], shaped(proximal * solution), materialize_grads=True
+        )
+        parts = zip(theta, direct, mixed, back, strict=False)
+        grads = {name: seen - through + by_start for name, seen, through, by_start in parts}
+    return Outcome(grads, value.detach(), extra.detach())

@@ -1,0 +1,195 @@
+"""Step by step or all at once, the meta-gradient is the same: over backbones, adapters, rules and batches."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, ViTConfig
+
+from fewshot_nlp.functional.outer import Carry
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.base import episode_loss
+from fewshot_nlp.models import FewShotModel
+from fewshot_nlp.models.backbone import ATTENTION
+from fewshot_nlp.types import Batch, Episode
+from tests.learners.test_meta_gradients import assert_equal, learner_and_params
+from tests.tiny import HIDDEN, SPECIAL, WORDS, random_episode, tiny_config
+
+COUNTS = [1, 3, 2]
+SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SHAPES = {
+    "bert": (BertConfig(vocab_size=len(SPECIAL + WORDS), **SMALL), ["query", "value"]),
+    "gpt2": (GPT2Config(vocab_size=len(SPECIAL + WORDS), n_embd=HIDDEN, n_layer=2, n_head=2), ["c_attn"]),
+    "llama": (
+        LlamaConfig(vocab_size=len(SPECIAL + WORDS), num_key_value_heads=1, **SMALL),
+        ["q_proj", "v_proj"],
+    ),
+    "vit": (ViTConfig(image_size=8, patch_size=4, **SMALL), ["q_proj", "v_proj"]),
+}
+
+
+class Pictures(FewShotModel):
+    """Features of images: the mean over patches."""
+
+    def features(self, params, inputs):
+        body = {name.removeprefix("model."): value for name, value in params.items() if name.startswith("model.")}
+        return torch.func.functional_call(self.module, body, kwargs=inputs).last_hidden_state.mean(dim=1)
+
+
+def unrolled(learner, params, episodes):
+    """The whole of a task in one graph, and torch's own derivative of it."""
+    total = {name: torch.zeros_like(value) for name, value in params.items()}
+    for episode in episodes:
+        theta = {name: value.clone().requires_grad_() for name, value in params.items()}
+        state = learner._adapt(theta, episode.support)
+        loss = episode_loss(learner.predict(theta, state, episode.query), episode.query.labels)
+        for name, grad in zip(theta, torch.autograd.grad(loss, [*theta.values()], materialize_grads=True), strict=True):
+            total[name] += grad
+    return total
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("adapter", ["lora", "prompt_tuning", "prefix_tuning", "full"])
+def test_step_by_step_is_exact(bert_folder, adapter, steps):
+    rate = 0.02 if adapter == "full" else 0.2
+    learner, params = learner_and_params(
+        bert_folder, learner="maml", adapter=adapter, inner_steps=steps, inner_learning_rate=rate, num_virtual_tokens=2
+    )
+    episodes = [random_episode(COUNTS, seed=seed) for seed in (0, 1)]
+    expected = unrolled(learner, params, episodes)
+    for learner.chunk in (1, 3, None):
+        assert_equal(learner.meta_grad(params, episodes).grads, expected)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_a_linear_head_alone(bert_folder, steps):
+    learner, params = learner_and_params(bert_folder, learner="anil", inner_steps=steps)
+    episodes = [random_episode(COUNTS)]
+    expected = unrolled(learner, params, episodes)
+    for learner.chunk in (1, 3, None):
+        assert_equal(learner.meta_grad(params, episodes).grads, expected)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "meta_sgd", "step_rates"])
+@pytest.mark.parametrize("head", ["linear", "prototype"])
+def test_every_rule_with_decay_and_clipping(bert_folder, rule, head):
+    learner, params = learner_and_params(
+        bert_folder,
+        learner="maml",
+        head=head,
+        inner_rule=rule,
+        inner_steps=4,
+        inner_learning_rate=0.05,
+        inner_weight_decay=0.1,
+        inner_max_grad_norm=0.5,
+        proximal=0.3,
+    )
+    episodes = [random_episode(COUNTS)]
+    expected = unrolled(learner, params, episodes)
+    for learner.chunk in (1, 3):
+        assert_equal(learner.meta_grad(params, episodes).grads, expected)
+    if rule in ("meta_sgd", "step_rates"):
+        assert all(expected[name].abs().max() > 0 for name in params if name.startswith("rule."))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_backbone(bert_folder, shape):
+    config, targets = SHAPES[shape]
+    config._attn_implementation = ATTENTION
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT's own, about what it reads of transformers and about GPT-2's transposed weights.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        module = AutoModel.from_config(config).eval().requires_grad_(False)
+        adapted = get_peft_model(module, LoraConfig(r=2, target_modules=targets, task_type="FEATURE_EXTRACTION"))
+    kind = Pictures if shape == "vit" else FewShotModel
+    settings = tiny_config(bert_folder, learner="maml", inner_steps=5, inner_learning_rate=0.1)
+    learner = build_learner(settings, kind(adapted.eval(), None, settings))
+    adapted.double()
+    rng = torch.Generator().manual_seed(1)
+    params = {
+        name: value.double() + 0.1 * torch.randn(value.shape, generator=rng, dtype=torch.float64)
+        for name, value in learner.init_params().items()
+    }
+    episode = random_episode(COUNTS)
+    if shape == "vit":
+        episode = Episode(episode.spec, *(pictures(batch, rng) for batch in (episode.support, episode.query)))
+    expected = unrolled(learner, params, [episode])
+    for learner.chunk in (1, 2):
+        assert_equal(learner.meta_grad(params, [episode]).grads, expected)
+
+
+def pictures(batch, rng):
+    pixels = torch.randn(len(batch), 3, 8, 8, generator=rng, dtype=torch.float64)
+    return Batch({"pixel_values": pixels}, batch.labels, batch.n_way)
+
+
+def test_dropout_draws_the_same_numbers_again(bert_folder):
+    learner, params = learner_and_params(bert_folder, learner="maml", inner_steps=4)
+    learner.model.module.train()
+    episodes = [random_episode(COUNTS, seed=3)]
+    found = {}
+    for learner.chunk in (1, 2, None):
+        found[learner.chunk] = learner.meta_grad(params, episodes)
+    for chunk in (1, 2):
+        assert_equal(found[chunk].grads, found[None].grads)
+        assert torch.equal(found[chunk].loss, found[None].loss)
+    learner.model.module.eval()
+    assert learner.meta_grad(params, episodes).loss != found[None].loss
+
+
+def test_truncated_stands_between_first_order_and_exact(bert_folder):
+    episode = random_episode(COUNTS)
+
+    def grads(**settings):
+        learner, params = learner_and_params(bert_folder, learner="maml", inner_steps=3, **settings)
+        learner.chunk = 2
+        return learner.meta_grad(params, [episode]).grads
+
+    assert_equal(grads(estimator="truncated", truncated_steps=3), grads())
+    assert_equal(grads(estimator="truncated", truncated_steps=9), grads())
+    assert_equal(grads(estimator="truncated", truncated_steps=0), grads(estimator="first_order"))
+    exact = grads()
+    errors = [
+        sum((g - exact[n]).square().sum() for n, g in grads(estimator="truncated", truncated_steps=m).items())
+        for m in range(4)
+    ]
+    assert errors[0] > errors[2] > errors[3] == 0
+
+
+@pytest.mark.parametrize("learner", ["maml", "anil"])
+def test_implicit_is_exact_where_the_loop_has_converged(bert_folder, learner):
+    """Far enough along a strongly convex inner problem, the path no longer matters."""
+    settings = {
+        "learner": learner, "inner_steps": 250, "inner_learning_rate": 0.2, "proximal": 2.0,
+        "conjugate_gradient_steps": 200, "head_scale": 1.0,
+    }  # fmt: skip
+    episode = random_episode(COUNTS)
+    exact, params = learner_and_params(bert_folder, **settings)
+    exact.chunk = 1
+    implicit, _ = learner_and_params(bert_folder, estimator="implicit", **settings)
+    found = implicit.meta_grad(params, [episode])
+    expected = exact.meta_grad(params, [episode])
+    assert_equal(found.grads, expected.grads, tolerance=1e-6)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_implicit_needs_a_pull(bert_folder):
+    with pytest.raises(ValueError, match="needs proximal above 0"):
+        build_learner(tiny_config(bert_folder, learner="maml", estimator="implicit"))
+
+
+def test_only_carries_outlive_a_step(bert_folder):
+    """What is kept of a step is its fast weights and the rule's memory: nothing with a graph, nothing large."""
+    learner, params = learner_and_params(bert_folder, learner="maml", inner_rule="adam", inner_steps=3)
+    links = learner.links(random_episode(COUNTS).support)
+    carry: Carry | None = None
+    for link in links:
+        carry = link({n: v.requires_grad_() for n, v in params.items()}, carry, False)
+        fast = sum(value.numel() for value in carry.fast.values())
+        assert sum(value.numel() for value in carry.tensors()) == 3 * fast
+        carry = carry.map(torch.Tensor.detach)
+        carry = carry.map(torch.Tensor.requires_grad_)

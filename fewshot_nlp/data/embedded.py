@@ -74,9 +74,11 @@ def home_intents(language: str = "en", cache_dir: str | Path | None = None) -> D
 
 def build_home_intents(language: str) -> DatasetDict:
     """As ``home_intents``, in memory."""
-    import home_assistant_intents
-    from hassil.intents import Intents
-
+    try:
+        import home_assistant_intents
+        from hassil.intents import Intents
+    except ImportError as error:
+        raise _unusable(f"its packages ({error})") from error
     known = sorted(home_assistant_intents.get_languages())
     templates = home_assistant_intents.get_intents(language) if language in known else None
     if templates is None:
@@ -160,6 +162,8 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(
-            f'home_intents needs the package {package}. Run: pip install "fewshot_nlp[offline]"'
-        ) from error
+        raise _unusable(f"the package {package}") from error
+
+
+def _unusable(needed: str) -> ImportError:
+    return ImportError(f'home_intents needs {needed}. Run: pip install "fewshot_nlp[offline]"')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import runpy
 import shutil
 import subprocess
@@ -21,45 +20,9 @@ from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import main
 from fewshot_nlp.hub import FewShotAdapter
 from tests.hub.hub_server import HubServer
-from tests.tiny import WORDS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory):
-    """Twelve classes of ten sentences, told apart by their words."""
-    path = tmp_path_factory.mktemp("data") / "sentences.jsonl"
-    rng = random.Random(0)
-    pairs = [(a, b) for i, a in enumerate(WORDS) for b in WORDS[i + 1 :]][:12]
-    lines = []
-    for i in range(10):
-        for a, b in pairs:
-            words = [a, b, *rng.choices(WORDS, k=3), str(i)]
-            lines.append(json.dumps({"text": " ".join(words), "label": f"{a} {b}"}))
-    path.write_text("\n".join(lines))
-    return path
-
-
-@pytest.fixture
-def tiny(tmp_path, bert_folder, data_file):
-    """Arguments of a run of a second."""
-    settings = {
-        "model_name_or_path": bert_folder, "dataset_name": data_file, "duplicates": "keep", "n_way": 2, "n_query": 2,
-        "eval_n_query": 2, "lora_r": 2, "num_virtual_tokens": 2, "max_steps": 4, "meta_batch_size": 2,
-        "eval_steps": 2, "eval_episodes": 3, "test_episodes": 4, "baseline_episodes": 2, "logging_steps": 1,
-        "max_k_shot": "none", "k_shot": 1, "output_dir": tmp_path / "out",
-    }  # fmt: skip
-    argv = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
-    return [*argv, "--eval_k_shots", "1", "3", "--use_cpu"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -142,40 +105,6 @@ def test_without_test_episodes_nothing_is_claimed(tiny, tmp_path, data_file, cap
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["test"] == results["protocol"] == {}
     assert "gain over" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--n_way", "50"], "n_way=50"),
-        (["--n_query", "50"], "too few examples"),
-        (["--text_column_name", "sentence"], "sentence"),
-        (["--dataset_name", "nowhere/at_all.csv"], "nowhere/at_all.csv"),
-        (["--model_name_or_path", "nowhere"], "nowhere"),
-        (["--learnig_rate", "1"], "Did you mean 'learning_rate'"),
-        (["--output_dir", "/proc/self/out"], "output_dir='/proc/self/out'"),
-        (["--report_to", "tensorbord"], "report_to='tensorbord'"),
-        (["--resume_from_checkpoint", "true"], "no sound checkpoint"),
-        (["--resume_from_checkpoint", "nowhere"], "nowhere"),
-        (["--learner", "anil", "--head", "prototype"], "head='prototype'"),
-        (["--metric_for_best_model", "f1"], "metric_for_best_model='f1'"),
-        (["--lora_target_modules", "nothing", "--adapter", "lora"], "nothing"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--max_length", "129", "--adapter", "lora"], "max_length=129 exceeds the 128 positions"),
-        (
-            ["--max_length", "127", "--adapter", "prompt_tuning"],
-            "num_virtual_tokens=2 and max_length=127 together exceed the 128 positions",
-        ),
-    ],
-)
-def test_bad_input_is_one_line_before_training(tiny, tmp_path, argv, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([*tiny, *argv])
-    text = str(stopped.value)
-    assert text.startswith("error: ")
-    assert message in text
-    assert capsys.readouterr().out == ""
-    assert not list(tmp_path.glob("out/*"))
 
 
 def test_folder_of_another_run_or_model_is_refused_before_training(tiny, tmp_path, capsys):

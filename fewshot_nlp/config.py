@@ -178,11 +178,18 @@ class EpisodeConfig:
     max_n_way: int | None = field(default=None, metadata={"help": "Draw the way of a training episode up to this."})
     max_k_shot: int | None = field(default=None, metadata={"help": "Draw the shot of a training episode up to this."})
     n_query: int = field(default=5, metadata={"help": "Query examples a class in training episodes."})
+    n_out_of_scope: int = field(
+        default=0,
+        metadata={"help": "Further queries, of other classes, in a training episode; the loss leaves them out."},
+    )
     eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
     eval_k_shots: list[int] = field(
         default_factory=lambda: [1, 5], metadata={"help": "Support examples a class in evaluation, one run each."}
     )
     eval_n_query: int = field(default=5, metadata={"help": "Query examples a class in evaluation."})
+    eval_n_out_of_scope: int = field(
+        default=0, metadata={"help": "Further queries, of other classes, in evaluation; the accuracy leaves them out."}
+    )
 
     def __post_init__(self) -> None:
         at_least("split_seed", self.split_seed, 0)
@@ -192,6 +199,8 @@ class EpisodeConfig:
         at_least("k_shot", self.k_shot, 1)
         at_least("n_query", self.n_query, 1)
         at_least("eval_n_query", self.eval_n_query, 1)
+        at_least("n_out_of_scope", self.n_out_of_scope, 0)
+        at_least("eval_n_out_of_scope", self.eval_n_out_of_scope, 0)
         if self.eval_n_way is not None:
             at_least("eval_n_way", self.eval_n_way, 2)
         if self.max_n_way is not None:

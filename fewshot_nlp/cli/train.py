@@ -95,12 +95,18 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         n_query=episodes.n_query,
         max_n_way=episodes.max_n_way,
         max_k_shot=episodes.max_k_shot,
+        n_out_of_scope=episodes.n_out_of_scope,
         seed=args.seed,
     )
 
     def samplers(split: str, setting: str) -> dict[str, EpisodeSampler]:
         pool = _split(pools, split, setting)
-        shape = {"n_way": episodes.eval_n_way or episodes.n_way, "n_query": episodes.eval_n_query, "seed": EVAL_SEED}
+        shape = {
+            "n_way": episodes.eval_n_way or episodes.n_way,
+            "n_query": episodes.eval_n_query,
+            "n_out_of_scope": episodes.eval_n_out_of_scope,
+            "seed": EVAL_SEED,
+        }
         return {f"{shot}-shot": EpisodeSampler(pool, k_shot=shot, **shape) for shot in episodes.eval_k_shots}
 
     validation = samplers("validation", "eval_strategy: no") if args.eval_strategy != "no" else {}
@@ -138,6 +144,7 @@ def execute(run: Run) -> dict[str, Any]:
             n_way=episodes.eval_n_way or episodes.n_way,
             shots=episodes.eval_k_shots,
             n_query=episodes.eval_n_query,
+            n_out_of_scope=episodes.eval_n_out_of_scope,
             episodes=args.test_episodes,
             seed=EVAL_SEED,
             transductive=learner.transductive,

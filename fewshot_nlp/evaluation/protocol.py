@@ -22,6 +22,7 @@ def build_protocol(
     n_way: int,
     shots: Sequence[int],
     n_query: int,
+    n_out_of_scope: int = 0,
     episodes: int,
     seed: int,
     transductive: bool,
@@ -34,6 +35,7 @@ def build_protocol(
     Args:
         pools: the data set's splits by name; the results are on ``pools[split]``.
         n_way, shots, n_query: classes an episode, support examples a class (one run each), queries a class.
+        n_out_of_scope: further queries an episode, of other classes; their number changes which examples are drawn.
         episodes: episodes of each run.
         seed: seed of the episodes' sampler.
         transductive: whether the answer to one query may depend on the other queries beside it.
@@ -53,6 +55,7 @@ def build_protocol(
         "n_way": n_way,
         "shots": list(shots),
         "n_query": n_query,
+        "n_out_of_scope": n_out_of_scope,
         "episodes": episodes,
         "seed": seed,
         "episodes_hash": {

@@ -28,6 +28,7 @@ def test_protocol():
         "n_way": 2,
         "shots": [1, 5],
         "n_query": 5,
+        "n_out_of_scope": 0,
         "episodes": 600,
         "seed": 7,
         "episodes_hash": {},

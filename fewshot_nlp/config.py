@@ -162,6 +162,9 @@ class EpisodeConfig:
         metadata={"help": "An embedded set (home_intents), a Hub id, a folder, or a csv, jsonl or parquet file."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set of the Hub."}
+    )
     text_column_name: str | None = field(default=None, metadata={"help": "Column of texts; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
     split_file: str | None = field(

@@ -41,7 +41,8 @@ def open_dataset(
 
     Raises:
         FileNotFoundError: a path to nothing.
-        ValueError: a file of an unknown kind, or a set that is on no Hub that can be reached.
+        ValueError: a file of an unknown kind, a set that is on no Hub that can be reached, or a revision of one that is
+            not on a Hub.
         TypeError: neither a name nor a data set.
     """
     if isinstance(dataset, DatasetDict):
@@ -50,12 +51,13 @@ def open_dataset(
         return Opened(DatasetDict({"train": dataset}), "dataset")
     if not isinstance(dataset, (str, Path)):
         raise TypeError(f"dataset must be a name, a path, a Dataset or a DatasetDict, not {type(dataset).__name__}.")
-    path = Path(dataset).expanduser()
+    path, name = Path(dataset).expanduser(), str(dataset)
+    if revision is not None and (path.exists() or name in EMBEDDED):
+        raise ValueError(f"dataset={name!r} is not on the Hub and has no revision {revision!r}. Leave that out.")
     if path.is_file():
         return Opened(_open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name)
     if path.is_dir():
         return Opened(_open_folder(path, config_name), path.resolve().name)
-    name = str(dataset)
     if name in EMBEDDED:
         return Opened(EMBEDDED[name](config_name or "en"), name)
     if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
@@ -70,8 +72,8 @@ def open_dataset(
     except (RuntimeError, ValueError) as error:
         # Such as a repository that is a loading script, or a configuration that must be named.
         raise ValueError(
-            f"dataset={name!r} cannot be loaded from the Hub: {error} Set dataset_config_name, or revision to "
-            f"'refs/convert/parquet' where the Hub has converted it."
+            f"dataset={name!r} cannot be loaded from the Hub: {error} Set dataset_config_name, or dataset_revision (in "
+            f"Python, revision) to 'refs/convert/parquet' where the Hub has converted it."
         ) from error
 
 

@@ -169,6 +169,7 @@ def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, P
     """``load_pools`` with the settings of ``config``; ``options`` add to them or win over them."""
     settings = {
         "dataset_config_name": config.dataset_config_name,
+        "revision": config.dataset_revision,
         "text_column_name": config.text_column_name,
         "label_column_name": config.label_column_name,
         "split_file": config.split_file,

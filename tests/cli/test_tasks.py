@@ -6,9 +6,11 @@ import json
 
 import pytest
 from accelerate.state import AcceleratorState
+from datasets import load_dataset
 
 from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import main, prepare
+from fewshot_nlp.data import loading
 
 SAVING = ["--save_strategy", "steps", "--save_steps", "2"]
 
@@ -39,9 +41,24 @@ def test_results_name_the_queries_out_of_scope(tiny, tmp_path):
     assert all(0 <= entry["accuracy"] <= 1 for entry in results["test"].values())
 
 
+def test_the_revision_of_a_data_set_is_asked_of_the_hub(tiny, data_file, monkeypatch):
+    asked = []
+
+    def hub(name, config_name=None, revision=None):
+        asked.append((name, config_name, revision))
+        return load_dataset("json", data_files=str(data_file))
+
+    monkeypatch.setattr(loading, "load_dataset", hub)
+    run = prepared([*tiny, "--dataset_name", "someone/intents", "--dataset_revision", "v1.2"])
+    assert asked == [("someone/intents", None, "v1.2")]
+    assert run.pools["train"].name == "someone/intents"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--dataset_revision", "v1.2"], "sentences.jsonl' is not on the Hub and has no revision 'v1.2'"),
+        (["--dataset_name", "home_intents", "--dataset_revision", "v1.2"], "dataset='home_intents' is not on the Hub"),
         (["--n_out_of_scope", "-1"], "n_out_of_scope=-1 is out of range"),
         (["--eval_n_out_of_scope", "-1"], "eval_n_out_of_scope=-1 is out of range"),
         (["--n_out_of_scope", "99"], "The train pool of 'sentences' cannot give n_out_of_scope=99 queries"),

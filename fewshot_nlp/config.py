@@ -173,7 +173,25 @@ class EpisodeConfig:
     split_seed: int = field(default=0, metadata={"help": "Seed of the class-disjoint splits where none are given."})
     min_examples: int = field(default=1, metadata={"help": "Leave out classes with fewer examples than this."})
     duplicates: str = field(
-        default="error", metadata={"help": f"What to do with a text that is in two splits: {', '.join(DUPLICATES)}."}
+        default="error",
+        metadata={
+            "help": "What to do with a text that is in two splits, and with a text or class of a mixture that is "
+            f"evaluated: {', '.join(DUPLICATES)}."
+        },
+    )
+    mixture_dataset_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further data sets whose training classes give training tasks, too; evaluation stays on "
+            "dataset_name. The names of columns, split_seed, min_examples and duplicates are for all of them."
+        },
+    )
+    mixture_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "How often a training task is of dataset_name, then of each of mixture_dataset_names, in "
+            "proportion; equally often if not given."
+        },
     )
 
     n_way: int = field(default=5, metadata={"help": "Classes in an episode."})
@@ -198,6 +216,7 @@ class EpisodeConfig:
         at_least("split_seed", self.split_seed, 0)
         at_least("min_examples", self.min_examples, 1)
         choice("duplicates", self.duplicates, DUPLICATES)
+        self._check_mixture()
         at_least("n_way", self.n_way, 2)
         at_least("k_shot", self.k_shot, 1)
         at_least("n_query", self.n_query, 1)
@@ -214,3 +233,21 @@ class EpisodeConfig:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:
             at_least("eval_k_shots", shot, 1)
+
+    def _check_mixture(self) -> None:
+        names, weights = self.mixture_dataset_names, self.mixture_weights
+        if names is not None and (not isinstance(names, list) or not all(isinstance(n, str) and n for n in names)):
+            raise ValueError(f"mixture_dataset_names={names!r} must be a list of data sets, such as [more.csv].")
+        if weights is None:
+            return
+        if not names:
+            raise ValueError(f"mixture_weights={weights!r} weighs nothing. Set mixture_dataset_names.")
+        if not isinstance(weights, list) or len(weights) != 1 + len(names):
+            raise ValueError(
+                f"mixture_weights={weights!r} must be a list of {1 + len(names)} weights: of dataset_name, then of "
+                f"each of the {len(names)} mixture_dataset_names."
+            )
+        for weight in weights:
+            at_least("mixture_weights", weight, 0.0, float)
+        if not any(weights):
+            raise ValueError(f"mixture_weights={weights!r} must not be all zero. Give one data set a weight.")

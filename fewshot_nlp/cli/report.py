@@ -31,12 +31,18 @@ def method_name(settings: Settings) -> str:
 
 
 def announce(
-    settings: Settings, pools: Mapping[str, Pool], params: Mapping[str, Tensor], accelerator: Accelerator
+    settings: Settings,
+    pools: Mapping[str, Pool],
+    training: Mapping[str, Pool],
+    params: Mapping[str, Tensor],
+    accelerator: Accelerator,
 ) -> None:
     """Print data, model, method and length of the run."""
     config, episodes, args = settings
     splits = ", ".join(f"{len(pool.label_names)} {split}" for split, pool in pools.items())
     sentences = sum(len(pool) for pool in pools.values())
+    name = next(iter(pools.values())).name
+    mixture = ", ".join(f"{pool.name} ({len(pool.label_names)} classes)" for pool in training.values())
     adapter = _adapter(settings)
     trained = sum(value.numel() for value in params.values())
     shots = f"{episodes.k_shot}" + (f" to {episodes.max_k_shot}" if episodes.max_k_shot else "")
@@ -44,15 +50,16 @@ def announce(
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
     lines = {
-        "data": f"{pools['train'].name}: {sentences:,} texts; classes: {splits}, none shared",
+        "data": f"{name}: {sentences:,} texts; classes: {splits}, none shared",
+        **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",
         "method": f"{method_name(settings)}, {config.head} head"
         + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}-shot; {where}",
     }
-    for name, text in lines.items():
-        print(f"{name:>9}  {text}")
+    for title, text in lines.items():
+        print(f"{title:>9}  {text}")
     print(flush=True)
 
 

@@ -17,7 +17,14 @@ from huggingface_hub import HfApi
 
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
-from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
+from fewshot_nlp.data import (
+    EpisodeReader,
+    EpisodeSampler,
+    Pool,
+    TextEncoder,
+    load_pools_from_config,
+    training_tasks_from_config,
+)
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
@@ -39,6 +46,7 @@ class Run:
     Attributes:
         settings: what it was told.
         pools: the data set's splits by name.
+        training: what training tasks are drawn from, by data set.
         learner: the method on its model.
         trainer: with learner, reader, training and validation episodes.
         test: test episodes by ``"<k>-shot"``.
@@ -48,6 +56,7 @@ class Run:
 
     settings: Settings
     pools: dict[str, Pool]
+    training: dict[str, Pool]
     learner: BaseLearner
     trainer: FewShotTrainer
     test: dict[str, EpisodeSampler]
@@ -88,16 +97,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Data: pools of classes, and the addresses of episodes.
     with accelerator.main_process_first():
         pools = load_pools_from_config(episodes)
-    train = EpisodeSampler(
-        _split(pools, "train", "max_steps"),
-        n_way=episodes.n_way,
-        k_shot=episodes.k_shot,
-        n_query=episodes.n_query,
-        max_n_way=episodes.max_n_way,
-        max_k_shot=episodes.max_k_shot,
-        n_out_of_scope=episodes.n_out_of_scope,
-        seed=args.seed,
-    )
+        train = training_tasks_from_config(episodes, pools, args.seed)
 
     def samplers(split: str, setting: str) -> dict[str, EpisodeSampler]:
         pool = _split(pools, split, setting)
@@ -114,10 +114,11 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
-    reader = EpisodeReader(pools, TextEncoder(learner.model.tokenizer, config.max_length))
+    encoder = TextEncoder(learner.model.tokenizer, config.max_length)
+    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
-    return Run(settings, pools, learner, trainer, test, repo_id, command)
+    return Run(settings, pools, train.pools, learner, trainer, test, repo_id, command)
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -130,14 +131,16 @@ def execute(run: Run) -> dict[str, Any]:
     learner, trainer, accelerator = run.learner, run.trainer, run.trainer.accelerator
     is_main = accelerator.is_main_process
     if is_main:
-        announce(run.settings, run.pools, trainer.params, accelerator)
+        announce(run.settings, run.pools, run.training, trainer.params, accelerator)
     output = trainer.train()
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
     baselines = _baselines(learner)
     levels = {name: trainer.evaluate_on(specs, baselines["prototypes"]) for name, specs in trainer.eval_specs.items()}
     if is_main and run.test:
-        print(f"\nTesting on {len(run.pools['test'].label_names)} classes that were not seen in training", flush=True)
+        tested = set(run.pools["test"].label_names)
+        unseen = " that were not seen in training" if tested.isdisjoint(_label_names(run.training)) else ""
+        print(f"\nTesting on {len(tested)} classes{unseen}", flush=True)
     results: dict[str, Any] = {
         "protocol": build_protocol(
             run.pools,
@@ -164,10 +167,10 @@ def execute(run: Run) -> dict[str, Any]:
     if is_main:
         folder = Path(args.output_dir)
         info = AdapterInfo(
-            label_names=run.pools["train"].label_names,
-            datasets=[run.pools["train"].name],
-            hub_datasets=[run.pools["train"].hub_id] if run.pools["train"].hub_id else [],
-            language=[episodes.dataset_config_name or "en"] if episodes.dataset_name == "home_intents" else [],
+            label_names=_label_names(run.training),
+            datasets=list(run.training),
+            hub_datasets=[pool.hub_id for pool in run.training.values() if pool.hub_id],
+            language=_languages(run),
             results=results,
             command=run.command,
             learning_curve=_draw(run, folder / "learning_curve.png", {n: r.accuracy for n, r in levels.items()}),
@@ -224,8 +227,20 @@ def _draw(run: Run, path: Path, baselines: Mapping[str, float]) -> Path | None:
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    title = f"{method_name(run.settings)}, {run.pools['train'].name}"
+    title = f"{method_name(run.settings)}, {', '.join(run.training)}"
     return learning_curve(path, accuracy, baselines=levels, loss=loss, title=title)
+
+
+def _label_names(training: Mapping[str, Pool]) -> list[str]:
+    """The classes that training tasks are made of."""
+    return sorted({name for pool in training.values() for name in pool.label_names})
+
+
+def _languages(run: Run) -> list[str]:
+    """Of the training texts, where they are known."""
+    episodes = run.settings.episodes
+    own = episodes.dataset_name == "home_intents" and list(run.training) == ["home_intents"]
+    return [episodes.dataset_config_name or "en"] if own else []
 
 
 def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:

@@ -3,7 +3,7 @@
 from fewshot_nlp.data.embedded import home_intents
 from fewshot_nlp.data.encode import EpisodeReader, TextEncoder
 from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episodes
-from fewshot_nlp.data.mixture import EpisodeMixture
+from fewshot_nlp.data.mixture import EpisodeMixture, training_tasks_from_config
 from fewshot_nlp.data.pool import Pool, load_pools, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler
 
@@ -19,4 +19,5 @@ __all__ = [
     "load_pools",
     "load_pools_from_config",
     "save_episodes",
+    "training_tasks_from_config",
 ]

@@ -91,13 +91,16 @@ class EpisodeReader:
     Token ids are kept by row, as episodes come back to the same rows again and again.
 
     Args:
-        pools: a pool, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
+        pools: a pool, several, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
         encoder: how texts become tensors.
         cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
     """
 
     def __init__(
-        self, pools: Pool | HasPools | Mapping[str, Pool], encoder: TextEncoder, cache_size: int = 100_000
+        self,
+        pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool],
+        encoder: TextEncoder,
+        cache_size: int = 100_000,
     ) -> None:
         at_least("cache_size", cache_size, 0)
         self.encoder = encoder

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import isfinite
 from typing import Any
 
+from fewshot_nlp.config import EpisodeConfig
 from fewshot_nlp.data.encode import pools_by_address
-from fewshot_nlp.data.pool import Pool
+from fewshot_nlp.data.pool import Pool, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler, EpisodeSequence, generator
 from fewshot_nlp.types import EpisodeSpec
 
@@ -72,3 +74,89 @@ class EpisodeMixture(EpisodeSequence):
         point = generator("mixture", self.seed, index).random() * self._bounds[-1]
         chosen = next(i for i, bound in enumerate(self._bounds) if point < bound)
         return self.samplers[chosen][index]
+
+
+def training_tasks_from_config(
+    config: EpisodeConfig, pools: Mapping[str, Pool], seed: int = 0
+) -> EpisodeSampler | EpisodeMixture:
+    """Training episodes of ``pools``, or of them and the data sets of ``config.mixture_dataset_names``.
+
+    What is evaluated, the validation and test classes of ``pools``, is not learned from the mixture: neither its texts
+    nor classes of the same name, unless ``config.duplicates`` says so. Classes called by a number have no name to
+    compare.
+
+    Args:
+        config: where tasks come from, and their shape.
+        pools: those of ``config.dataset_name``.
+        seed: of the episodes.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: a data set that cannot be read, cannot fill such episodes, has no
+            training classes, or shares texts or classes with the evaluation.
+    """
+    names = [config.dataset_name, *(config.mixture_dataset_names or ())]
+    weights = config.mixture_weights or [1.0] * len(names)
+    training: list[Pool] = []
+    for i, name in enumerate(names):
+        # Without a weight the first data set is there to be evaluated on alone.
+        if not weights[i]:
+            continue
+        found = pools if i == 0 else _opened(config, name)
+        if "train" not in found:
+            raise ValueError(f"The data set {name!r} has no training classes, only {', '.join(found)}. Give it some.")
+        pool = found["train"]
+        if i > 0 and config.duplicates != "keep":
+            pool = _not_evaluated(pool, pools, config)
+        # Files in different folders may have one name.
+        if i > 0 and pool.name in {other.name for other in (*pools.values(), *training)}:
+            pool = replace(pool, name=f"{pool.name}-{i + 1}")
+        training.append(pool)
+    shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
+    options = {name: getattr(config, name) for name in shape}
+    samplers = [EpisodeSampler(pool, **options, seed=seed) for pool in training]
+    return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, [w for w in weights if w], seed)
+
+
+def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:
+    """A data set of the mixture, with the settings that are for all of them."""
+    own = replace(
+        config, dataset_name=name, dataset_config_name=None, dataset_revision=None, split_file=None,
+        mixture_dataset_names=None, mixture_weights=None,
+    )  # fmt: skip
+    try:
+        return load_pools_from_config(own)
+    except ValueError as error:
+        raise ValueError(f"mixture_dataset_names: {name!r}: {error}") from error
+
+
+def _not_evaluated(pool: Pool, pools: Mapping[str, Pool], config: EpisodeConfig) -> Pool:
+    """``pool`` without what is evaluated in ``pools``; ``ValueError`` where it has such and may not drop it."""
+    evaluated = [each for split, each in pools.items() if split != "train"]
+    classes = {name for each in evaluated for name in each.label_names if not name.isdecimal()}
+    texts = {text for each in evaluated for rows in each.rows_by_class.values() for text in each.texts(rows)}
+    kept: dict[str, tuple[int, ...]] = {}
+    shared = []
+    for name, rows in pool.rows_by_class.items():
+        known = [text in texts for text in pool.texts(rows)]
+        if name in classes:
+            shared.append(f"the class {name!r}")
+        elif any(known):
+            shared.append(f"a text of {name!r}")
+        left = tuple(row for row, is_known in zip(rows, known, strict=True) if not is_known)
+        if name not in classes and len(left) >= config.min_examples:
+            kept[name] = left
+    if not shared:
+        return pool
+    if config.duplicates == "error":
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise ValueError(
+            f"mixture_dataset_names: {pool.name!r} would train on what is evaluated: {', '.join(shared[:3])}{more}. "
+            f"Use duplicates='drop' to leave that out of the mixture, or duplicates='keep'."
+        )
+    if not kept:
+        raise ValueError(
+            f"mixture_dataset_names: {pool.name!r} has no class left with min_examples={config.min_examples} examples "
+            f"that are not evaluated on. Leave it out."
+        )
+    dropped = len(pool) - sum(map(len, kept.values()))
+    return replace(pool, rows_by_class=kept, num_dropped=pool.num_dropped + dropped)

@@ -165,9 +165,14 @@ def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) 
 
 
 def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
-    """What makes a run the same run: its method, its first episodes, and what fixes the others and the optimiser."""
-    first = [trainer.train_sampler[i] for i in range(trainer.args.meta_batch_size)]
+    """What makes a run the same run: its method, its episodes, and what fixes the optimiser."""
     settings = {name: getattr(trainer.args, name) for name in FIXED}
+    # A sampler of one's own may have neither settings nor pools: its first episodes must speak for the others.
+    sampler = trainer.train_sampler
+    first = [sampler[i] for i in range(trainer.args.meta_batch_size)]
+    pools = getattr(sampler, "pools", {})
+    settings["train_pools"] = {name: pool.fingerprint[:16] for name, pool in pools.items()}
+    settings |= {f"train_sampler.{name}": value for name, value in getattr(sampler, "settings", {}).items()}
     # Another learner, inner rule or head may have parameters of the same names and shapes.
     method = getattr(trainer.learner, "config", None)
     if isinstance(method, FewShotConfig):

@@ -54,9 +54,118 @@ def test_the_revision_of_a_data_set_is_asked_of_the_hub(tiny, data_file, monkeyp
     assert run.pools["train"].name == "someone/intents"
 
 
+def write(path, classes, count=8, text="{name} number {i}"):
+    lines = [{"text": text.format(name=name, i=i), "label": name} for name in classes for i in range(count)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture
+def other_file(tmp_path):
+    return write(tmp_path / "animals.jsonl", ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"])
+
+
+def pools_of(run, count=60):
+    return [run.trainer.train_sampler[i].pool for i in range(count)]
+
+
+def test_a_mixture_trains_on_all_and_evaluates_on_the_first(tiny, other_file, tmp_path, capsys):
+    main([*tiny, "--mixture_dataset_names", str(other_file), "--duplicates", "drop"])
+    assert "training tasks from sentences (6 classes), animals (4 classes)" in capsys.readouterr().out
+    out = tmp_path / "out"
+    manifest = json.loads((out / "fewshot_config.json").read_text())
+    assert manifest["datasets"] == ["sentences", "animals"]
+    assert len(manifest["label_names"]) == 10
+    protocol = json.loads((out / "results.json").read_text())["protocol"]
+    assert protocol["dataset"] == "sentences"
+    assert set(manifest["label_names"]).isdisjoint(protocol["classes"])
+    run = prepared([*tiny, "--mixture_dataset_names", str(other_file), "--output_dir", str(tmp_path / "again")])
+    assert set(pools_of(run)) == {"sentences", "animals"}
+    for specs in run.trainer.eval_specs.values():
+        assert {spec.pool for spec in specs} == {"sentences"}
+    assert {sampler.pool.name for sampler in run.test.values()} == {"sentences"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [(["9", "1"], {"sentences", "animals"}), (["1", "0"], {"sentences"}), (["0", "1"], {"animals"})],
+)
+def test_weights_say_how_often(tiny, other_file, weights, expected):
+    run = prepared([*tiny, "--mixture_dataset_names", str(other_file), "--mixture_weights", *weights])
+    drawn = pools_of(run)
+    assert set(drawn) == set(run.training) == expected
+    if len(expected) == 2:
+        assert drawn.count("sentences") > 2 * drawn.count("animals")
+
+
+def test_one_data_set_is_drawn_as_without_a_mixture(tiny, other_file):
+    alone, weighed = (
+        prepared([*tiny, *argv]).trainer.train_sampler
+        for argv in ([], ["--mixture_dataset_names", str(other_file), "--mixture_weights", "1", "0"])
+    )
+    assert [alone[i] for i in range(20)] == [weighed[i] for i in range(20)]
+
+
+def test_files_of_one_name_are_told_apart(tiny, data_file, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    same_name = write(tmp_path / "elsewhere" / data_file.name, ["ant", "bee", "cat", "dog"])
+    run = prepared([*tiny, "--mixture_dataset_names", str(same_name)])
+    assert list(run.training) == ["sentences", "sentences-2"]
+    specs = [run.trainer.train_sampler[i] for i in range(20)]
+    episode = run.trainer.reader(next(spec for spec in specs if spec.pool == "sentences-2"))
+    assert set(episode.spec.classes) <= {"ant", "bee", "cat", "dog"}
+
+
+def test_what_is_evaluated_is_not_learned_from_a_mixture(tiny, tmp_path):
+    pools = prepared([*tiny, "--duplicates", "drop"]).pools
+    tested, validated = pools["test"].label_names[0], pools["validation"].label_names[0]
+    (text, *_) = pools["test"].texts(pools["test"].rows_by_class[tested])
+    others = ["ant", "bee", "cat"]
+    path = write(tmp_path / "own_splits.jsonl", [*others, tested, validated])
+    with path.open("a") as file:
+        file.write("\n" + json.dumps({"text": text, "label": "ant"}))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    path.rename(folder / "train.jsonl")
+    write(folder / "test.jsonl", ["x", "y"])
+    argv = [*tiny, "--mixture_dataset_names", str(folder), "--duplicates"]
+    with pytest.raises(ValueError, match=r"would train on what is evaluated: a text of 'ant', the class '\w+ \w+'"):
+        prepared([*argv, "error"])
+    run = prepared([*argv, "drop"])
+    pool = run.training["own"]
+    assert pool.label_names == others
+    assert {len(rows) for rows in pool.rows_by_class.values()} == {8}
+    assert pool.num_dropped == 17
+    assert len(prepared([*argv, "keep"]).training["own"].label_names) == 5
+
+
+def test_without_training_classes_a_data_set_is_only_evaluated_on(tiny, other_file, tmp_path):
+    names = [name for pool in prepared(tiny).pools.values() for name in pool.label_names]
+    split_file = tmp_path / "split.json"
+    split_file.write_text(json.dumps({"validation": names[:6], "test": names[6:]}))
+    argv = [*tiny, "--split_file", str(split_file), "--mixture_dataset_names", str(other_file)]
+    with pytest.raises(ValueError, match=r"sentences.jsonl' has no training classes, only validation, test"):
+        prepared(argv)
+    run = prepared([*argv, "--mixture_weights", "0", "1"])
+    assert list(run.training) == ["animals"]
+
+
+def test_classes_that_are_numbers_are_not_compared(tiny, tmp_path):
+    files = [write(tmp_path / f"{kind}.jsonl", range(8), text=f"{kind} {{name}} {{i}}") for kind in ("a", "b")]
+    argv = [*tiny, "--dataset_name", str(files[0]), "--mixture_dataset_names", str(files[1]), "--duplicates", "error"]
+    assert len(prepared(argv).training["b"].label_names) == 4
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--mixture_dataset_names", "nowhere/at_all.csv"], "nowhere/at_all.csv"),
+        (["--mixture_dataset_names", "OTHER", "--text_column_name", "utterance"], "text_column_name='utterance'"),
+        (["--mixture_weights", "1", "2"], "mixture_weights=[1.0, 2.0] weighs nothing. Set mixture_dataset_names"),
+        (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1"], "must be a list of 2 weights"),
+        (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1", "-1"], "mixture_weights=-1.0 is out of range"),
+        (["--mixture_dataset_names", "OTHER", "--mixture_weights", "0", "0"], "must not be all zero"),
+        (["--mixture_dataset_names", "OTHER", "--n_way", "5"], "The train pool of 'animals' has 4 classes"),
         (["--dataset_revision", "v1.2"], "sentences.jsonl' is not on the Hub and has no revision 'v1.2'"),
         (["--dataset_name", "home_intents", "--dataset_revision", "v1.2"], "dataset='home_intents' is not on the Hub"),
         (["--n_out_of_scope", "-1"], "n_out_of_scope=-1 is out of range"),
@@ -65,7 +174,8 @@ def test_the_revision_of_a_data_set_is_asked_of_the_hub(tiny, data_file, monkeyp
         (["--eval_n_out_of_scope", "1", "--eval_n_way", "3"], "The validation pool of 'sentences' has 3 classes"),
     ],
 )
-def test_bad_tasks_are_one_line_before_training(tiny, tmp_path, argv, message, capsys):
+def test_bad_tasks_are_one_line_before_training(tiny, tmp_path, other_file, argv, message, capsys):
+    argv = [str(other_file) if item == "OTHER" else item for item in argv]
     with pytest.raises(SystemExit) as stopped:
         main([*tiny, *argv])
     assert message in str(stopped.value)
@@ -76,10 +186,14 @@ def test_bad_tasks_are_one_line_before_training(tiny, tmp_path, argv, message, c
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--n_out_of_scope", "2"], "other episodes")],
+    [
+        (["--n_out_of_scope", "2"], r"train_sampler\.n_out_of_scope=0, and this run has .*n_out_of_scope=2"),
+        (["--mixture_dataset_names", "OTHER"], r"train_pools={'sentences': '\w+'}, and this run has .*'animals': "),
+    ],
 )
-def test_a_run_on_other_tasks_is_not_resumed(tiny, argv, message):
+def test_a_run_on_other_tasks_is_not_resumed(tiny, other_file, argv, message):
     main([*tiny, *SAVING])
+    argv = [str(other_file) if item == "OTHER" else item for item in argv]
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match=message):
         main([*tiny, *SAVING, *argv, "--resume_from_checkpoint", "true"])

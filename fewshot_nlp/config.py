@@ -113,6 +113,11 @@ class FewShotConfig:
         default=5, metadata={"help": "Conjugate-gradient steps of estimator=implicit."}
     )
 
+    graph_memory_gb: float = field(
+        default=2.0,
+        metadata={"help": "Memory for the graphs of inner steps; what is beyond it runs again. Changes no gradient."},
+    )
+
     def __post_init__(self) -> None:
         if not isinstance(self.model_name_or_path, str) or not self.model_name_or_path:
             raise ValueError(f"model_name_or_path={self.model_name_or_path!r} must be a Hub id or a folder.")
@@ -140,6 +145,7 @@ class FewShotConfig:
         at_least("truncated_steps", self.truncated_steps, 0)
         at_least("proximal", self.proximal, 0.0, float)
         at_least("conjugate_gradient_steps", self.conjugate_gradient_steps, 1)
+        at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

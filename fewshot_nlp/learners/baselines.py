@@ -59,7 +59,7 @@ class LogisticRegression(_FrozenLearner):
 
 
 class FineTuning(GradientLearner):
-    """Plain fine-tuning: the same adapter from its untrained start, and a linear head, on the support set, with Adam."""
+    """Plain fine-tuning with Adam on the support set: the same adapter from its untrained start, and a linear head."""
 
     estimator = "first_order"
     #: Step size of the head, chosen on validation classes of home_intents.

@@ -16,7 +16,8 @@ from torch import Tensor
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.implicit import implicit_gradient
-from fewshot_nlp.functional.outer import Carry, Link, adapt, meta_gradient
+from fewshot_nlp.functional.memory import graph_bytes
+from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models.model import PREFIX, FewShotModel
@@ -25,6 +26,8 @@ from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 #: Names in a carry's slots: the support features, for learners that never change them; where the head started.
 FEATURES = "features"
 START = "start."
+#: Size of the batch on which the memory of a step is counted.
+_ROWS, _TOKENS = 8, 16
 
 
 class GradientLearner(BaseLearner):
@@ -35,8 +38,10 @@ class GradientLearner(BaseLearner):
 
     #: How the meta-gradient is estimated, unless ``config.estimator`` says otherwise.
     estimator: ClassVar[str] = "exact"
-    #: Inner steps whose graphs are in memory together; all if not set. The gradient is the same.
+    #: Inner steps whose graphs are in memory together; if not set, as many as ``config.graph_memory_gb`` holds. The
+    #: gradient is the same.
     chunk: int | None = None
+    _bytes_per_input: float | None = None
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)
@@ -83,6 +88,27 @@ class GradientLearner(BaseLearner):
         steps = self.config.inner_steps
         constant = 0 if exact_steps is None else steps - exact_steps
         return [partial(self._link, support, k, k >= constant) for k in range(max(steps, 1))]
+
+    def steps_in_memory(self, support: Batch) -> int:
+        """How many inner steps' graphs ``config.graph_memory_gb`` holds, one at least.
+
+        The memory of a step is counted once, on a batch of our own, and taken to grow with the number of tokens or
+        images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
+        last bit of a resumed run.
+        """
+        if self._bytes_per_input is None:
+            rows = {
+                name: torch.ones_like(t[:1, :1]).expand(_ROWS, _TOKENS)
+                if t.ndim == 2
+                else t[:1].expand(_ROWS, *t.shape[1:])
+                for name, t in support.inputs.items()
+            }
+            batch = Batch(rows, torch.arange(_ROWS, device=support.labels.device) % 2, 2)
+            theta = leaves(self.init_params())
+            link = self.links(batch)[0]
+            counted = graph_bytes(lambda: link(theta, None, True), self.model.module.parameters())
+            self._bytes_per_input = counted / _inputs(batch)
+        return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * _inputs(support))))
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
         if carry is None:
@@ -162,13 +188,19 @@ class GradientLearner(BaseLearner):
         return episode_loss(logits, episode.query.labels), logits
 
 
+def _inputs(batch: Batch) -> int:
+    """Tokens of a batch of texts, padding included, or images of another."""
+    shape = next(iter(batch.inputs.values())).shape
+    return shape[0] * shape[1] if len(shape) == 2 else shape[0]
+
+
 def backpropagated(learner: GradientLearner, params: Params, episode: Episode, exact_steps: int | None) -> MetaGrad:
     """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
     outcome = meta_gradient(
         learner.links(episode.support.recordable(), exact_steps),
         partial(learner._query_loss, episode),
         params,
-        chunk=learner.chunk,
+        chunk=learner.chunk or learner.steps_in_memory(episode.support),
         seed=episode.spec.index,
     )
     return learner._part(outcome.grads, outcome.extra, episode)

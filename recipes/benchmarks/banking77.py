@@ -1,7 +1,7 @@
 """BANKING77, 5-way 1- and 5-shot, 600 test episodes of 5 queries a class, the protocol and splits of ProtAugment.
 
     python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77
-    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods lora_anil --splits 1 2 3 4 5
+    python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods full_anil --splits 1 2 3 4 5
 
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
 classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
@@ -24,24 +24,25 @@ from fewshot_nlp.cli.train import execute, prepare
 
 RECIPES = Path(__file__).parents[1]
 COMMON = "--max_length 48 --eval_on_start true --disable_tqdm true --eval_n_way 5"
-TASK_STEPS = "--max_steps 45 --eval_steps 15 --eval_episodes 30 --max_k_shot 3 --inner_steps 1"
+TASK_STEPS = "--max_steps 45 --eval_steps 15 --eval_episodes 30"
+#: All train classes at once: every step tells each of them from all the others.
 WIDE = (
-    "--n_way 12 --n_query 4 --max_k_shot none --meta_batch_size 2 --max_steps 50 --eval_steps 50 --eval_episodes 100 "
-    "--learning_rate 5e-4 --lora_target_modules query key value dense --baseline_episodes 0"
+    "--n_way 25 --n_query 4 --max_k_shot none --meta_batch_size 1 --max_steps 60 --eval_steps 20 --eval_episodes 300 "
+    "--head_scale 20 --baseline_episodes 0"
 )
+HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.03"
 #: Recipe and settings of each method.
 METHODS = {
     "prompt_maml": (
         "prompt_maml",
-        f"{TASK_STEPS} --baseline_episodes 30 --prompt_tuning_init_text 'what does the customer want'",
+        f"{TASK_STEPS} --inner_steps 1 --max_k_shot 3 --baseline_episodes 30 "
+        "--prompt_tuning_init_text 'what does the customer want'",
     ),
-    "lora_maml": ("lora_maml", f"{TASK_STEPS} --baseline_episodes 30"),
+    "lora_maml": ("lora_maml", f"{TASK_STEPS} --inner_steps 1 --max_k_shot 3 --baseline_episodes 30"),
     "lora_reptile": ("lora_reptile", f"{TASK_STEPS} --inner_steps 3 --baseline_episodes 0"),
-    "lora_protonet": ("protonet", WIDE),
-    "lora_anil": (
-        "protonet",
-        f"{WIDE} --learner anil --head linear --inner_steps 20 --head_learning_rate 0.2",
-    ),
+    "lora_protonet": ("protonet", f"{WIDE} --learning_rate 5e-4 --lora_target_modules query key value dense"),
+    "full_protonet": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full"),
+    "full_anil": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS}"),
 }
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +197,65 @@ def test_only_carries_outlive_a_step(bert_folder):
         assert sum(value.numel() for value in carry.tensors()) == 3 * fast
         carry = carry.map(torch.Tensor.detach)
         carry = carry.map(torch.Tensor.requires_grad_)
+
+
+def test_the_chunk_follows_from_the_memory_allowed(bert_folder):
+    """All steps where they fit, one at a time where they do not, and the same whatever episode came first."""
+    settings = {"learner": "maml", "inner_steps": 6}
+    episodes = [random_episode([2, 2], seed=1), random_episode([9, 9], seed=2)]
+    plenty = build_learner(tiny_config(bert_folder, **settings))
+    assert plenty.steps_in_memory(episodes[0].support) > 6
+    none = build_learner(tiny_config(bert_folder, graph_memory_gb=0.0, **settings))
+    assert none.steps_in_memory(episodes[0].support) == 1
+    some = [build_learner(tiny_config(bert_folder, graph_memory_gb=0.0003, **settings)) for _ in range(2)]
+    found = [
+        [learner.steps_in_memory(e.support) for e in order]
+        for learner, order in zip(some, (episodes, episodes[::-1]), strict=True)
+    ]
+    assert found[0] == found[1][::-1]
+    assert 6 > found[0][0] > found[0][1] >= 1
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from transformers import BertConfig, BertModel
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.models import FewShotModel
+from fewshot_nlp.models.backbone import ATTENTION
+from peft import LoraConfig, get_peft_model
+from tests.tiny import random_episode, tiny_config
+
+torch.set_num_threads(1)
+steps = int(sys.argv[1])
+config = BertConfig(vocab_size=20, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512)
+config._attn_implementation = ATTENTION
+lora = LoraConfig(r=8, target_modules=["query", "value"])
+module = get_peft_model(BertModel(config).eval().requires_grad_(False), lora)
+settings = tiny_config("none", learner="maml", inner_steps=steps, inner_learning_rate=0.01, graph_memory_gb=0.0)
+learner = build_learner(settings, FewShotModel(module.eval(), None, settings))
+params, episode = learner.init_params(), random_episode([12] * 5, n_query=12)
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+learner.meta_grad(params, [random_episode([1, 1])])
+idle = peak()
+learner.meta_grad(params, [episode])
+print(peak() - idle)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_steps():
+    """Peak memory above the idle model, each number of steps in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_ARENA_MAX": "1"}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONWARNINGS": "ignore"}
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEASURE, steps], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for steps in ("1", "50")
+    ]
+    assert peaks[0] > 10_000, "the step is too small to measure"
+    assert peaks[1] <= 1.1 * peaks[0]

@@ -32,7 +32,7 @@ from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, Logi
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.training.accelerator import build_accelerator
-from fewshot_nlp.training.resume import check_output_dir, resume_folder
+from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
 from fewshot_nlp.types import EpisodeSpec, Learner
 
 #: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
@@ -117,6 +117,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     encoder = TextEncoder(learner.model.tokenizer, config.max_length)
     reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
+    check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
     return Run(settings, pools, train.pools, learner, trainer, test, repo_id, command)
 

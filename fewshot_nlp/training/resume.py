@@ -71,9 +71,7 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     Raises:
         ValueError: the checkpoint is damaged, of other parameters, or of a run with other settings.
     """
-    checkpoint = read_checkpoint(folder)
-    _check_same_run(checkpoint.progress["run"], _run_of(trainer), folder)
-    _check_same_params(checkpoint.params, trainer.params, folder)
+    checkpoint = _read_own(trainer, folder)
     with torch.no_grad():
         for name, param in trainer.params.items():
             param.copy_(checkpoint.params[name])
@@ -88,6 +86,13 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "is_local_process_zero",
                  "is_world_process_zero"):  # fmt: skip
         setattr(trainer.state, name, getattr(own, name))
+
+
+def check_resumable(trainer: FewShotTrainer) -> None:
+    """Raise ``ValueError`` where ``restore`` would, for the checkpoint that ``trainer.args`` name, if they name one."""
+    folder = resume_folder(trainer.args, None)
+    if folder is not None:
+        _read_own(trainer, folder)
 
 
 def load_best(trainer: FewShotTrainer) -> int | None:
@@ -162,6 +167,13 @@ def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) 
         for folder in list_checkpoints(args.output_dir):
             shutil.rmtree(folder)
     accelerator.wait_for_everyone()
+
+
+def _read_own(trainer: FewShotTrainer, folder: Path) -> Checkpoint:
+    checkpoint = read_checkpoint(folder)
+    _check_same_run(checkpoint.progress["run"], _run_of(trainer), folder)
+    _check_same_params(checkpoint.params, trainer.params, folder)
+    return checkpoint
 
 
 def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:

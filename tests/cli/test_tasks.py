@@ -191,9 +191,11 @@ def test_bad_tasks_are_one_line_before_training(tiny, tmp_path, other_file, argv
         (["--mixture_dataset_names", "OTHER"], r"train_pools={'sentences': '\w+'}, and this run has .*'animals': "),
     ],
 )
-def test_a_run_on_other_tasks_is_not_resumed(tiny, other_file, argv, message):
+def test_a_run_on_other_tasks_is_not_resumed(tiny, other_file, argv, message, capsys):
     main([*tiny, *SAVING])
+    capsys.readouterr()
     argv = [str(other_file) if item == "OTHER" else item for item in argv]
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         main([*tiny, *SAVING, *argv, "--resume_from_checkpoint", "true"])
+    assert capsys.readouterr().out == ""

@@ -28,9 +28,9 @@ TASK_STEPS = "--max_steps 45 --eval_steps 15 --eval_episodes 30"
 #: All train classes at once: every step tells each of them from all the others.
 WIDE = (
     "--n_way 25 --n_query 4 --max_k_shot none --meta_batch_size 1 --max_steps 60 --eval_steps 20 --eval_episodes 300 "
-    "--head_scale 20 --baseline_episodes 0"
+    "--baseline_episodes 0"
 )
-HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.03"
+HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
 #: Recipe and settings of each method.
 METHODS = {
     "prompt_maml": (
@@ -39,7 +39,11 @@ METHODS = {
         "--prompt_tuning_init_text 'what does the customer want'",
     ),
     "lora_maml": ("lora_maml", f"{TASK_STEPS} --inner_steps 1 --max_k_shot 3 --baseline_episodes 30"),
-    "lora_reptile": ("lora_reptile", f"{TASK_STEPS} --inner_steps 3 --baseline_episodes 0"),
+    "lora_reptile": (
+        "lora_reptile",
+        f"{TASK_STEPS} --n_way 25 --k_shot 4 --n_query 1 --meta_batch_size 1 --inner_steps 5 "
+        "--inner_learning_rate 5e-4 --optim sgd --learning_rate 0.5 --max_grad_norm 0 --baseline_episodes 0",
+    ),
     "lora_protonet": ("protonet", f"{WIDE} --learning_rate 5e-4 --lora_target_modules query key value dense"),
     "full_protonet": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full"),
     "full_anil": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS}"),

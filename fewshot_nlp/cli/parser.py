@@ -119,23 +119,21 @@ class _Parser(HfArgumentParser):
 
 
 def _without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take ``--name none`` out of ``argv`` where ``name`` may be unset; the rest, and those names."""
-    rest, unset = [], []
-    tokens = list(argv)
-    while tokens:
-        token = tokens.pop(0)
-        flag, _, value = token.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if token.startswith("--") and name in OPTIONAL:
-            if "=" not in token and tokens and tokens[0].lower() in ("none", "null"):
-                tokens.pop(0)
-                unset.append(name)
-                continue
-            if value.lower() in ("none", "null"):
-                unset.append(name)
-                continue
-        rest.append(token)
-    return rest, unset
+    """Take ``--name none`` out of ``argv`` where ``name`` may be unset; the rest, and those names. The last one wins."""
+    groups: list[tuple[str, list[str]]] = []
+    for token in argv:
+        if token.startswith("--") or not groups:
+            groups.append((token.partition("=")[0].removeprefix("--").replace("-", "_"), []))
+        groups[-1][1].append(token)
+    last = {name: i for i, (name, _) in enumerate(groups)}
+    empty = {name for name, i in last.items() if name in OPTIONAL and _is_unset(groups[i][1])}
+    return [token for name, tokens in groups if name not in empty for token in tokens], sorted(empty)
+
+
+def _is_unset(tokens: list[str]) -> bool:
+    """Whether ``tokens`` are ``--name none`` or ``--name=none``."""
+    value = tokens[0].partition("=")[2]
+    return [value.lower(), *(token.lower() for token in tokens[1:])] in (["", "none"], ["", "null"], ["none"], ["null"])
 
 
 def _refuse(name: str | None, argument: str) -> NoReturn:

@@ -98,6 +98,8 @@ def test_yaml_values(yaml_file, text, name, value):
         (["--bf16", "false"], "bf16", False),
         (["--eval_k_shots", "1", "2", "--seed", "3"], "eval_k_shots", [1, 2]),
         (["--max_n_way", "none"], "max_n_way", None),
+        (["--max_n_way", "9", "--max_n_way", "none"], "max_n_way", None),
+        (["--max_n_way=none", "--max_n_way", "9"], "max_n_way", 9),
         (["--max-n-way=null"], "max_n_way", None),
         (["--save_strategy", "no"], "save_strategy", "no"),
         (["--report_to", "none"], "report_to", ["none"]),

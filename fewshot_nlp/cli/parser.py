@@ -119,15 +119,17 @@ class _Parser(HfArgumentParser):
 
 
 def _without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take ``--name none`` out of ``argv`` where ``name`` may be unset; the rest, and those names. The last one wins."""
+    """Take ``--name none`` out of ``argv`` where ``name`` may be unset. The rest, and the names that end unset."""
     groups: list[tuple[str, list[str]]] = []
     for token in argv:
         if token.startswith("--") or not groups:
             groups.append((token.partition("=")[0].removeprefix("--").replace("-", "_"), []))
         groups[-1][1].append(token)
-    last = {name: i for i, (name, _) in enumerate(groups)}
-    empty = {name for name, i in last.items() if name in OPTIONAL and _is_unset(groups[i][1])}
-    return [token for name, tokens in groups if name not in empty for token in tokens], sorted(empty)
+    unset = [name in OPTIONAL and _is_unset(tokens) for name, tokens in groups]
+    # What is said last counts.
+    ends = {name: empty for (name, _), empty in zip(groups, unset, strict=True)}
+    given = [group for group, empty in zip(groups, unset, strict=True) if not empty and not ends[group[0]]]
+    return [token for _, tokens in given for token in tokens], [name for name, empty in ends.items() if empty]
 
 
 def _is_unset(tokens: list[str]) -> bool:

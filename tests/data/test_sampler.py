@@ -1,6 +1,5 @@
 import random
 from itertools import islice
-from time import perf_counter
 
 import pytest
 from hypothesis import given

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import Pool
 from fewshot_nlp.evaluation import results_table
+from fewshot_nlp.learners import BaseLearner, GradientLearner
+from fewshot_nlp.types import Batch
 
 #: What a reader of a terminal takes in at a glance; the rest is in the folder.
 FILES = {
@@ -34,6 +37,7 @@ def announce(
     settings: Settings,
     pools: Mapping[str, Pool],
     training: Mapping[str, Pool],
+    learner: BaseLearner,
     params: Mapping[str, Tensor],
     accelerator: Accelerator,
 ) -> None:
@@ -56,6 +60,7 @@ def announce(
         "adapter": f"{adapter}; {trained:,} trained parameters",
         "method": f"{method_name(settings)}, {config.head} head"
         + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
+        "gradient": _gradient(settings, learner),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}-shot; {where}",
     }
     for title, text in lines.items():
@@ -83,6 +88,16 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
         "  classifier.predict(new_texts)",
         flush=True,
     )
+
+
+def _gradient(settings: Settings, learner: BaseLearner) -> str | None:
+    """How the meta-gradient of the largest task is computed, where there is a choice."""
+    if not isinstance(learner, GradientLearner):
+        return None
+    config, episodes, _ = settings
+    n_way, k_shot = episodes.max_n_way or episodes.n_way, episodes.max_k_shot or episodes.k_shot
+    ids = torch.zeros(n_way * k_shot, config.max_length, dtype=torch.long, device=learner.model.device)
+    return learner.describe(Batch({"input_ids": ids, "attention_mask": ids + 1}, ids[:, 0], n_way))
 
 
 def _adapter(settings: Settings) -> str:

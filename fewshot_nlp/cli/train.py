@@ -132,7 +132,7 @@ def execute(run: Run) -> dict[str, Any]:
     learner, trainer, accelerator = run.learner, run.trainer, run.trainer.accelerator
     is_main = accelerator.is_main_process
     if is_main:
-        announce(run.settings, run.pools, run.training, trainer.params, accelerator)
+        announce(run.settings, run.pools, run.training, learner, trainer.params, accelerator)
     output = trainer.train()
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.

@@ -110,6 +110,16 @@ class GradientLearner(BaseLearner):
             self._bytes_per_input = counted / _inputs(batch)
         return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * _inputs(support))))
 
+    def describe(self, support: Batch) -> str:
+        """How the meta-gradient of a task with such a support set is computed, in words."""
+        estimator, steps = self.config.estimator or self.estimator, self.config.inner_steps
+        if estimator not in ("exact", "truncated") or steps < 2:
+            return estimator.replace("_", " ")
+        chunk = min(self.chunk or self.steps_in_memory(support), steps)
+        if chunk == steps:
+            return f"{estimator}, all {steps} inner steps in one graph"
+        return f"{estimator}, graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
+
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
         if carry is None:
             fast, features = self._start(params, support)

@@ -259,3 +259,18 @@ def test_memory_does_not_grow_with_the_steps():
     ]
     assert peaks[0] > 10_000, "the step is too small to measure"
     assert peaks[1] <= 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"inner_steps": 5}, "exact, all 5 inner steps in one graph"),
+        ({"inner_steps": 5, "graph_memory_gb": 0.0}, "exact, graphs of 1 of 5 inner steps in memory at a time"),
+        ({"inner_steps": 5, "estimator": "first_order", "graph_memory_gb": 0.0}, "first order"),
+        ({"inner_steps": 1, "graph_memory_gb": 0.0}, "exact"),
+        ({"learner": "reptile", "inner_steps": 5}, "reptile"),
+    ],
+)
+def test_it_says_what_it_does(bert_folder, settings, words):
+    learner = build_learner(tiny_config(bert_folder, **{"learner": "maml", **settings}))
+    assert learner.describe(random_episode(COUNTS).support).startswith(words)

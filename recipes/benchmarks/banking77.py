@@ -4,7 +4,8 @@
     python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods full_anil --splits 1 2 3 4 5
 
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
-classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
+classes of each split, picks its checkpoint on validation classes, tests on test classes (the methods that end in
+_trainval train on the validation classes too, with settings chosen before), and prints one table: accuracy
 in percent with its 95 % interval over episodes, the paired gain over untrained prototypes on the same episodes, and for
 several splits their mean. Runs that are already in --output_dir are read, not repeated; those of other settings
 are an error, unless --overwrite_output_dir true has them measured again. Settings were chosen on validation classes.
@@ -31,6 +32,9 @@ WIDE = (
     "--baseline_episodes 0"
 )
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
+#: Once settings are chosen, the validation classes may be trained on as well (as Rusu et al., LEO, do): as many passes
+#: over twice the classes, and the last step is what is tested.
+TRAINVAL = "--max_steps 100 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
 #: Recipe and settings of each method.
 METHODS = {
     "prompt_maml": (
@@ -47,6 +51,7 @@ METHODS = {
     "lora_protonet": ("protonet", f"{WIDE} --learning_rate 5e-4 --lora_target_modules query key value dense"),
     "full_protonet": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full"),
     "full_anil": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS}"),
+    "full_anil_trainval": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS} {TRAINVAL}"),
 }
 
 
@@ -55,7 +60,10 @@ def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str])
     recipe, settings = METHODS[method]
     arguments = [*shlex.split(COMMON), *shlex.split(settings), *extra]
     arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
-    arguments += ["--split_file", str(data_dir / f"split_{split}.json")]
+    split_file = data_dir / f"split_{split}.json"
+    if method.endswith("_trainval"):
+        split_file = joined(split_file, folder.parent / f"split_{split}_trainval.json")
+    arguments += ["--split_file", str(split_file)]
     told = parse(arguments, RECIPES / f"{recipe}.yaml")
     results, beside, known = folder / "results.json", folder / "arguments.json", settings_of(told)
     before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
@@ -73,6 +81,16 @@ def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str])
         execute(prepare(told))
         beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return json.loads(results.read_text(encoding="utf-8"))["test"]
+
+
+def joined(split_file: Path, path: Path) -> Path:
+    """Write the split whose train classes are those of train and validation to ``path``."""
+    lists = json.loads(split_file.read_text(encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"train": lists["train"] + lists["validation"], "test": lists["test"]}), encoding="utf-8"
+    )
+    return path
 
 
 def settings_of(told: Settings) -> dict:

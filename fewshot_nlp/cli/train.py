@@ -30,7 +30,7 @@ from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.models.cache import FrozenFeatures
-from fewshot_nlp.training import FewShotTrainer
+from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
 from fewshot_nlp.types import EpisodeSpec, Learner
@@ -136,7 +136,7 @@ def execute(run: Run) -> dict[str, Any]:
     output = trainer.train()
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
-    baselines = _baselines(learner)
+    baselines = _baselines(learner, args)
     levels = {name: trainer.evaluate_on(specs, baselines["prototypes"]) for name, specs in trainer.eval_specs.items()}
     if is_main and run.test:
         tested = set(run.pools["test"].label_names)
@@ -153,6 +153,7 @@ def execute(run: Run) -> dict[str, Any]:
             seed=EVAL_SEED,
             transductive=learner.transductive,
             samplers=run.test,
+            baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
         )
         if run.test
         else {},
@@ -186,7 +187,7 @@ def execute(run: Run) -> dict[str, Any]:
     return results
 
 
-def _baselines(learner: BaseLearner) -> dict[str, Learner]:
+def _baselines(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str, Learner]:
     """What the result is shown beside; every one of them starts from the untrained backbone."""
     features = FrozenFeatures(learner.model)
     found: dict[str, Learner] = {
@@ -194,7 +195,7 @@ def _baselines(learner: BaseLearner) -> dict[str, Learner]:
         "logistic_regression": LogisticRegression(features),
     }
     if learner.model.trainable:
-        found["fine_tuning"] = FineTuning.like(learner)
+        found["fine_tuning"] = FineTuning.like(learner, args.baseline_steps, args.baseline_learning_rate)
     return found
 
 

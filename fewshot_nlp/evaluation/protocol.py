@@ -29,6 +29,7 @@ def build_protocol(
     uses_label_names: bool = False,
     split: str = "test",
     samplers: Mapping[str, EpisodeSampler | EpisodeMixture] | None = None,
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The ``"protocol"`` entry of ``results.json``.
 
@@ -43,6 +44,7 @@ def build_protocol(
         split: where the episodes come from.
         samplers: what draws the episodes of each run, such as ``{"1-shot": sampler}``, to record their hashes; with
             ``num_episodes`` set, ``save_episodes`` writes the list of that hash.
+        baselines: settings of baselines that have any, by name.
     """
     pool = pools[split]
     return {
@@ -64,5 +66,6 @@ def build_protocol(
         },
         "transductive": transductive,
         "uses_label_names": uses_label_names,
+        "baselines": {name: dict(settings) for name, settings in (baselines or {}).items()},
         "interval": "95 %, Student t over episodes",
     }

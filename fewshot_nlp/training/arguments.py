@@ -19,9 +19,10 @@ EVAL_STRATEGIES = ("no", "steps")
 SAVE_STRATEGIES = ("no", "steps", "best")
 
 _POSITIVE = ("max_steps", "meta_batch_size", "gradient_accumulation_steps", "eval_steps", "eval_episodes",
-             "save_steps", "logging_steps", "max_skipped_steps")  # fmt: skip
+             "save_steps", "logging_steps", "max_skipped_steps", "baseline_steps")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "warmup_steps", "eval_delay", "test_episodes", "baseline_episodes")
-_RATES = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "early_stopping_threshold")
+_RATES = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "early_stopping_threshold",
+          "baseline_learning_rate")  # fmt: skip
 
 
 def _help(text: str, default: Any) -> Any:
@@ -77,6 +78,8 @@ class FewShotTrainingArguments:
         "Test episodes, of test_episodes, on which the fine-tuning baseline runs as well; it is slow. 0 leaves it out.",
         100,
     )
+    baseline_steps: int = _help("Steps of Adam of the fine-tuning baseline.", 10)
+    baseline_learning_rate: float = _help("Its step size of the adapter.", 1e-3)
 
     save_strategy: str = _help(f"When to save a checkpoint: {', '.join(SAVE_STRATEGIES)}.", "steps")
     save_steps: int = _help("Steps between two checkpoints.", 50)

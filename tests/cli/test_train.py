@@ -48,6 +48,7 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
         assert entry["paired_gain"]["mean"] == pytest.approx(gain)
     assert results["training"]["steps"] == 4
     assert set(results["protocol"]["episodes_hash"]) == {"1-shot", "3-shot"}
+    assert results["protocol"]["baselines"]["fine_tuning"]["inner_steps"] == 10
 
     manifest = json.loads((out / "fewshot_config.json").read_text())
     assert manifest["command"].startswith(f"accelerate launch recipes/{recipe.name} --model_name_or_path")

@@ -34,6 +34,7 @@ def test_protocol():
         "episodes_hash": {},
         "transductive": False,
         "uses_label_names": True,
+        "baselines": {},
         "interval": "",
     }
 

@@ -109,7 +109,7 @@ def test_fine_tuning_is_torchs_adam(bert_folder, episode, learner):
     body = {name: value.clone().requires_grad_() for name, value in params.items() if name.startswith("model.")}
     weight, bias = torch.zeros(3, 16, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     weight.requires_grad_(), bias.requires_grad_()
-    optimiser = torch.optim.Adam([{"params": [*body.values()], "lr": 0.02}, {"params": [weight, bias], "lr": 0.1}])
+    optimiser = torch.optim.Adam([{"params": [*body.values()], "lr": 0.02}, {"params": [weight, bias], "lr": 0.01}])
 
     def logits(batch):
         names = {name.removeprefix("model."): value for name, value in body.items()}
@@ -133,6 +133,10 @@ def test_fine_tuning_starts_untrained(bert_folder):
     assert (tuning.config.head, tuning.config.head_init, tuning.config.inner_rule) == ("linear", "prototype", "adam")
     assert tuning.config.inner_max_grad_norm is None
     assert meta.config.head_init == "zero"
+    assert tuning.settings == {
+        "inner_rule": "adam", "inner_steps": 10, "inner_learning_rate": 1e-3, "head_learning_rate": 0.01,
+        "head_init": "prototype",
+    }  # fmt: skip
     start = meta.model.init_params()
     assert all(torch.equal(value, start[name]) for name, value in tuning.init_params().items() if name in start)
 

@@ -68,7 +68,8 @@ def test_checking_makes_no_folder(tmp_path):
 def test_names_are_those_of_transformers():
     ours = {field.name for field in fields(FewShotTrainingArguments)}
     own = {
-        "adam_epsilon", "baseline_episodes", "cpu_threads", "early_stopping_patience", "early_stopping_threshold",
+        "adam_epsilon", "baseline_episodes", "baseline_learning_rate", "baseline_steps", "cpu_threads",
+        "early_stopping_patience", "early_stopping_threshold",
         "eval_episodes", "max_skipped_steps", "meta_batch_size", "overwrite_output_dir", "test_episodes",
     }  # fmt: skip
     assert ours - {field.name for field in fields(TrainingArguments)} == own - {"adam_epsilon"}

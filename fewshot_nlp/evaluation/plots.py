@@ -65,7 +65,8 @@ def learning_curve(
         _draw(panels[1], loss, colours)
         panels[1].set_ylabel("cross-entropy (nats)")
     for panel in panels:
-        panel.legend(frameon=False, fontsize=8.5, ncols=2)
+        # On white, so that a line that runs behind it does not strike its words through.
+        panel.legend(frameon=True, facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8.5, ncols=2)
     panels[-1].set_xlabel("training step (meta-updates)")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if title:

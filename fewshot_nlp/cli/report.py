@@ -60,7 +60,7 @@ def announce(
         "adapter": f"{adapter}; {trained:,} trained parameters",
         "method": f"{method_name(settings)}, {config.head} head"
         + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
-        "gradient": _gradient(settings, learner),
+        **({"gradient": _gradient(settings, learner)} if isinstance(learner, GradientLearner) else {}),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}-shot; {where}",
     }
     for title, text in lines.items():
@@ -90,10 +90,8 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
     )
 
 
-def _gradient(settings: Settings, learner: BaseLearner) -> str | None:
-    """How the meta-gradient of the largest task is computed, where there is a choice."""
-    if not isinstance(learner, GradientLearner):
-        return None
+def _gradient(settings: Settings, learner: GradientLearner) -> str:
+    """How the meta-gradient of the largest task is computed."""
     config, episodes, _ = settings
     n_way, k_shot = episodes.max_n_way or episodes.n_way, episodes.max_k_shot or episodes.k_shot
     ids = torch.zeros(n_way * k_shot, config.max_length, dtype=torch.long, device=learner.model.device)

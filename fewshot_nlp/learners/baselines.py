@@ -89,6 +89,7 @@ class FineTuning(GradientLearner):
             head_learning_rate=cls.HEAD_LEARNING_RATE,
             inner_weight_decay=0.0,
             inner_max_grad_norm=None,
+            proximal=0.0,
             estimator=None,
         )
         return cls(config, learner.model)

@@ -61,6 +61,8 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
     assert list(out.glob("checkpoint-*"))
 
     shown = capsys.readouterr().out
+    # A metric learner has one way to its gradient, and nothing to say of it.
+    assert (" gradient  " in shown) == (recipe.stem != "protonet")
     for piece in ("trained parameters", "prototypes", "gain over prototypes", "±", f'from_pretrained("{out}")'):
         assert piece in shown
 

@@ -126,12 +126,19 @@ def test_fine_tuning_is_torchs_adam(bert_folder, episode, learner):
 
 
 def test_fine_tuning_starts_untrained(bert_folder):
-    settings = {"learner": "maml", "head_init": "zero", "estimator": "exact", "inner_max_grad_norm": 0.1}
+    settings = {
+        "learner": "maml",
+        "head_init": "zero",
+        "estimator": "exact",
+        "inner_max_grad_norm": 0.1,
+        "proximal": 0.5,
+    }
     meta = build_learner(tiny_config(bert_folder, **settings))
     tuning = FineTuning.like(meta)
     assert tuning.model is meta.model
     assert (tuning.config.head, tuning.config.head_init, tuning.config.inner_rule) == ("linear", "prototype", "adam")
     assert tuning.config.inner_max_grad_norm is None
+    assert tuning.config.proximal == 0
     assert meta.config.head_init == "zero"
     assert tuning.settings == {
         "inner_rule": "adam", "inner_steps": 10, "inner_learning_rate": 1e-3, "head_learning_rate": 0.01,

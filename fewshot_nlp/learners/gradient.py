@@ -115,8 +115,8 @@ class GradientLearner(BaseLearner):
         estimator, steps = self.config.estimator or self.estimator, self.config.inner_steps
         if estimator not in ("exact", "truncated") or steps < 2:
             return estimator.replace("_", " ")
-        chunk = min(self.chunk or self.steps_in_memory(support), steps)
-        if chunk == steps:
+        chunk = self.chunk or self.steps_in_memory(support)
+        if chunk >= steps:
             return f"{estimator}, all {steps} inner steps in one graph"
         return f"{estimator}, graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
 
@@ -147,7 +147,7 @@ class GradientLearner(BaseLearner):
         features = self.model.features(params, support.inputs)
         head = self.head.start(params, features, support.labels, support.n_way) if self.head.fast else {}
         # A start that follows from no parameter, such as zero, is differentiated too.
-        made = {name: value if value.requires_grad else value.requires_grad_() for name, value in head.items()}
+        made = {name: value.requires_grad_() for name, value in head.items()}
         return {**self._body(params), **made}, features
 
     def _inner_gradient(
@@ -206,11 +206,15 @@ def _inputs(batch: Batch) -> int:
 
 def backpropagated(learner: GradientLearner, params: Params, episode: Episode, exact_steps: int | None) -> MetaGrad:
     """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
+    links, chunk = learner.links(episode.support.recordable(), exact_steps), learner.chunk
+    # Steps that are not differentiated leave no graph to save memory on, and one link has nothing to share it with.
+    if chunk is None and len(links) > 1 and exact_steps != 0:
+        chunk = learner.steps_in_memory(episode.support)
     outcome = meta_gradient(
-        learner.links(episode.support.recordable(), exact_steps),
+        links,
         partial(learner._query_loss, episode),
         params,
-        chunk=learner.chunk or learner.steps_in_memory(episode.support),
+        chunk=chunk,
         seed=episode.spec.index,
     )
     return learner._part(outcome.grads, outcome.extra, episode)

@@ -141,6 +141,10 @@ def plain_loop(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gra
     return gradient
 
 
+class CannotTake(Exception):
+    """Why a library has no answer in a setting; it stands in the table."""
+
+
 class WithHead(torch.nn.Module):
     """Backbone and head in one module, as higher and TorchOpt want them."""
 
@@ -157,7 +161,7 @@ def by_higher(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Grad
     import higher
 
     if setting != "full":
-        raise NotImplementedError("cannot take a PEFT model")
+        raise CannotTake("cannot take a PEFT model")
     model = WithHead(build_module(setting, "eager")).to(dtype)
 
     def gradient() -> dict[str, Tensor]:
@@ -177,7 +181,7 @@ def by_torchopt(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gr
     import torchopt
 
     if setting != "full":
-        raise NotImplementedError("MetaSGD fails on frozen parameters")
+        raise CannotTake("MetaSGD fails on frozen parameters")
     model = WithHead(build_module(setting, "eager")).to(dtype)
     names = [name for name, _ in model.module.named_parameters()]
     start = list(model.module.parameters())
@@ -275,7 +279,7 @@ def run(lengths: list[int], turns: int, settings: list[str]) -> list[Row]:
             rows.append(row)
             try:
                 ready[name] = build(setting, episodes, torch.float32)
-            except (ImportError, NotImplementedError) as error:
+            except (ImportError, CannotTake) as error:
                 row.note = str(error)
         times: dict[str, list[float]] = {name: [] for name in ready}
         found: dict[str, dict[str, Tensor]] = {}

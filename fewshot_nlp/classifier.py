@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
+from fewshot_nlp.data.columns import readable
 from fewshot_nlp.data.encode import TextEncoder
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
@@ -90,9 +91,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Iterable[str], y: Iterable[Any]) -> FewShotClassifier:
         """Learn from the texts ``X`` with labels ``y``: strings, integers or booleans, any number of examples a class.
 
+        An adapter that was trained with ``use_label_names`` reads the labels, too: ``"lost_card"`` tells it something,
+        ``"class 1"`` misleads it.
+
         Raises:
             ValueError: no texts, an empty text, something that is no text, unequal lengths, a missing label, fewer
-                than two classes, or a bad argument of the constructor.
+                than two classes, labels without words for an adapter that reads them, or a bad argument of the
+                constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
         texts = _check_texts(X)
@@ -104,6 +109,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)
+        if learner.config.use_label_names:
+            texts, labels = _with_names(texts, labels, classes)
         support = Batch(encoder(texts), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
@@ -226,6 +233,18 @@ def _check_texts(X: Any) -> list[str]:
         if not text.strip():
             raise ValueError(f"X[{i}]={text!r} is an empty text. Remove it, and its label.")
     return texts
+
+
+def _with_names(texts: list[str], labels: np.ndarray, classes: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Examples and labels with the name of each class as one more; ``ValueError`` where labels are no words."""
+    for label in classes.tolist():
+        if not isinstance(label, str) or not any(map(str.isalpha, label)):
+            raise ValueError(
+                f"The label {label!r} has no words, and this adapter was trained to read the names of classes "
+                f"(use_label_names). Use names as labels, or an adapter that does without."
+            )
+    names = [readable(label) for label in classes.tolist()]
+    return texts + names, np.concatenate([labels, np.arange(len(classes))])
 
 
 def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -68,6 +68,10 @@ class FewShotConfig:
     pooling: str = field(default="mean", metadata={"help": f"Token pooling: {', '.join(POOLINGS)}."})
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
 
+    use_label_names: bool = field(
+        default=False, metadata={"help": "Add the name of each class, in words, to its support examples."}
+    )
+
     adapter: str = field(default="prompt_tuning", metadata={"help": f"What is trained: {', '.join(ADAPTERS)}."})
     num_virtual_tokens: int = field(default=8, metadata={"help": "Length of a soft prompt or prefix."})
     prompt_tuning_init_text: str | None = field(

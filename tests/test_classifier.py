@@ -449,3 +449,22 @@ def test_which_scikit_learn_checks_run():
         "check_supervised_y_2d",
         "check_supervised_y_no_nan",
     }
+
+
+@pytest.mark.parametrize("learner", ["protonet", "maml"])
+def test_an_adapter_that_reads_class_names_is_told_them(learner):
+    settings = {"learner": learner, "adapter": "prompt_tuning", "num_virtual_tokens": 2, "inner_learning_rate": 0.01}
+    plain, reading = (FewShotClassifier(new_adapter(**settings, use_label_names=use)) for use in (False, True))
+    # The names are words of the topics, so that they are examples as good as any other.
+    texts, labels = ["red", "cold", "lamp"], ["set_timer", "set_timer", "warm_light"]
+    found = reading.fit(texts, labels).predict_proba(TEXTS)
+    expected = plain.fit([*texts, "set timer", "warm light"], [*labels, "set_timer", "warm_light"]).predict_proba(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(plain.fit(texts, labels).predict_proba(TEXTS) - found).max() > 1e-3
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["1", "2"], [True, False]])
+def test_labels_without_words_are_refused_by_an_adapter_that_reads_them(labels):
+    classifier = FewShotClassifier(new_adapter(learner="protonet", head="prototype", use_label_names=True))
+    with pytest.raises(ValueError, match=r"has no words.*use_label_names.*Use names as labels"):
+        classifier.fit(["play music", "set timer"], labels)

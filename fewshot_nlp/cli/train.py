@@ -115,7 +115,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
     encoder = TextEncoder(learner.model.tokenizer, config.max_length)
-    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder)
+    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder, use_label_names=config.use_label_names)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
@@ -152,6 +152,7 @@ def execute(run: Run) -> dict[str, Any]:
             episodes=args.test_episodes,
             seed=EVAL_SEED,
             transductive=learner.transductive,
+            uses_label_names=learner.config.use_label_names,
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,15 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
             )
         names.append(name)
     return names
+
+
+def readable(name: str) -> str:
+    """A class name as words: ``card_arrival`` and ``CardArrival`` become ``card arrival``.
+
+    What has no letters or digits stays as it is.
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return " ".join(re.sub(r"[\W_]+", " ", words).lower().split()) or name
 
 
 def remarks(dataset: Dataset, column: str) -> list[str]:

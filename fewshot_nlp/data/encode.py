@@ -13,6 +13,9 @@ from fewshot_nlp.config import at_least
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
+#: Pool, split, and the row of an example or the name of a class.
+Key = tuple[str, str, int | str]
+
 
 class TextEncoder:
     """Tokenizes texts and pads them to the longest of the batch.
@@ -94,6 +97,7 @@ class EpisodeReader:
         pools: a pool, several, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
         encoder: how texts become tensors.
         cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
+        use_label_names: add the readable name of each class to its support examples.
     """
 
     def __init__(
@@ -101,15 +105,18 @@ class EpisodeReader:
         pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool],
         encoder: TextEncoder,
         cache_size: int = 100_000,
+        use_label_names: bool = False,
     ) -> None:
         at_least("cache_size", cache_size, 0)
         self.encoder = encoder
         self.cache_size = cache_size
+        self.use_label_names = use_label_names
         self._pools = pools_by_address(pools)
-        self._token_ids: OrderedDict[tuple[str, str, int], list[int]] = OrderedDict()
+        self._token_ids: OrderedDict[Key, list[int]] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
-        """The episode at ``spec``: examples class by class, queries out of scope last.
+        """The episode at ``spec``: examples class by class, then the names of the classes if they are used; queries
+        out of scope last.
 
         Raises:
             ValueError: the spec is of another pool.
@@ -118,29 +125,34 @@ class EpisodeReader:
         if pool is None:
             known = ", ".join("/".join(address) for address in self._pools)
             raise ValueError(f"The episode {spec.address} is of none of the reader's pools: {known}.")
-        support = [row for rows in spec.support for row in rows]
-        query = [row for rows in spec.query for row in rows] + list(spec.out_of_scope)
+        support: list[int | str] = [row for rows in spec.support for row in rows]
+        query: list[int | str] = [*(row for rows in spec.query for row in rows), *spec.out_of_scope]
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
+        if self.use_label_names:
+            support += spec.classes
+            support_labels += range(spec.n_way)
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
             spec, self._batch(pool, support, support_labels, spec), self._batch(pool, query, query_labels, spec)
         )
 
-    def _batch(self, pool: Pool, rows: list[int], labels: list[int], spec: EpisodeSpec) -> Batch:
-        keys = [(pool.name, pool.split, row) for row in rows]
+    def _batch(self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec) -> Batch:
+        keys = [(pool.name, pool.split, example) for example in examples]
         missing = list(dict.fromkeys(key for key in keys if key not in self._token_ids))
-        fresh: dict[tuple[str, str, int], list[int]] = {}
+        fresh: dict[Key, list[int]] = {}
         if missing:
-            if not 0 <= min(row for *_, row in missing) <= max(row for *_, row in missing) < pool.dataset.num_rows:
+            rows = [row for *_, row in missing if isinstance(row, int)]
+            if rows and not 0 <= min(rows) <= max(rows) < pool.dataset.num_rows:
                 raise ValueError(f"The episode {spec.address} has rows beyond the {pool.dataset.num_rows} of its pool.")
-            token_ids = self.encoder.tokenize(pool.texts([row for *_, row in missing]))
-            fresh = dict(zip(missing, token_ids, strict=True))
+            texts = iter(pool.texts(rows))
+            found = [pool.readable_name(each) if isinstance(each, str) else next(texts) for *_, each in missing]
+            fresh = dict(zip(missing, self.encoder.tokenize(found), strict=True))
         inputs = self.encoder.pad([fresh[key] if key in fresh else self._token_ids[key] for key in keys])
         self._remember(keys, fresh)
         return Batch(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
 
-    def _remember(self, keys: list[tuple[str, str, int]], fresh: dict[tuple[str, str, int], list[int]]) -> None:
+    def _remember(self, keys: list[Key], fresh: dict[Key, list[int]]) -> None:
         self._token_ids.update(fresh)
         for key in keys:
             self._token_ids.move_to_end(key)

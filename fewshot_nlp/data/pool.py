@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
-from fewshot_nlp.data.columns import checked_texts, class_names, find_columns, remarks
+from fewshot_nlp.data.columns import checked_texts, class_names, find_columns, readable, remarks
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
     DEFAULT_FRACTIONS,
@@ -61,6 +61,10 @@ class Pool:
     def texts(self, rows: Sequence[int]) -> list[str]:
         """The texts of ``rows``, in their order."""
         return list(self.dataset[list(rows)][self.text_column_name]) if rows else []
+
+    def readable_name(self, label_name: str) -> str:
+        """What to call a class in words: what the data set calls it, or else its own name without underscores."""
+        return self.readable_names.get(label_name) or readable(label_name)
 
     @cached_property
     def fingerprint(self) -> str:

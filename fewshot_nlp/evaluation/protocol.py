@@ -40,7 +40,7 @@ def build_protocol(
         episodes: episodes of each run.
         seed: seed of the episodes' sampler.
         transductive: whether the answer to one query may depend on the other queries beside it.
-        uses_label_names: whether the learner reads the names of the classes, and not only examples.
+        uses_label_names: whether the names of the classes are support examples, too, for the learner and baselines.
         split: where the episodes come from.
         samplers: what draws the episodes of each run, such as ``{"1-shot": sampler}``, to record their hashes; with
             ``num_episodes`` set, ``save_episodes`` writes the list of that hash.

@@ -1,12 +1,14 @@
-"""Calling a module with other parameters than its own, strictly."""
+"""Calling a module with other parameters than its own, strictly, and with gradient checkpointing that sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fewshot_nlp.types import Params
 
@@ -27,7 +29,50 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
     """``module(**inputs)`` with the parameters ``names`` replaced by ``params``; the others stay frozen.
 
     ``torch.func.functional_call`` ignores names it does not know, which silently trains nothing; here a missing or
-    an unknown name raises ``KeyError``.
+    an unknown name raises ``KeyError``. Where transformers' gradient checkpointing is on, what is computed again in
+    the backward pass is computed with ``params`` again.
     """
     check_names(params, set(names))
-    return torch.func.functional_call(module, dict(params), kwargs=inputs)
+    with _checkpointing(module, params):
+        return torch.func.functional_call(module, dict(params), kwargs=inputs)
+
+
+class _Within(nn.Module):
+    """Runs any function while ``module`` has other parameters, through ``functional_call``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return function(*args)
+
+
+@contextmanager
+def _checkpointing(module: nn.Module, params: Params) -> Iterator[None]:
+    """Let the parts of ``module`` that checkpoint themselves do it under ``params``.
+
+    transformers' own function runs a layer again when ``functional_call`` has long put the module's own parameters
+    back: the gradient is then silently that of other weights. Here they are arguments of the checkpoint.
+    """
+    parts: list[Any] = [part for part in module.modules() if getattr(part, "gradient_checkpointing", False)]
+    if not parts:
+        yield
+        return
+    names, within = list(params), _Within(module)
+
+    def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def run(*tensors: Any) -> Any:
+            values = {f"module.{name}": value for name, value in zip(names, tensors, strict=False)}
+            return torch.func.functional_call(within, values, (function, tensors[len(names) :]))
+
+        return checkpoint(run, *params.values(), *args, use_reentrant=False, **kwargs)
+
+    before = [getattr(part, "_gradient_checkpointing_func", None) for part in parts]
+    for part in parts:
+        part._gradient_checkpointing_func = again
+    try:
+        yield
+    finally:
+        for part, function in zip(parts, before, strict=True):
+            part._gradient_checkpointing_func = function

@@ -4,11 +4,12 @@
     python recipes/benchmarks/banking77.py --data_dir ../shared/data/banking77 --methods full_anil --splits 1 2 3 4 5
 
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json to split_5.json. Trains each method on the train
-classes of each split, picks its checkpoint on validation classes, tests on test classes (the methods that end in
-_trainval train on the validation classes too, with settings chosen before), and prints one table: accuracy
+classes of each split, picks its checkpoint on validation classes, tests on test classes, and prints one table: accuracy
 in percent with its 95 % interval over episodes, the paired gain over untrained prototypes on the same episodes, and for
-several splits their mean. Runs that are already in --output_dir are read, not repeated; those of other settings
-are an error, unless --overwrite_output_dir true has them measured again. Settings were chosen on validation classes.
+several splits their mean. Methods that end in _trainval train on the validation classes too, with settings chosen
+before; those with _names are given the names of the classes as support examples, and so are their baselines. Runs that
+are already in --output_dir are read, not repeated; those of other settings are an error, unless --overwrite_output_dir
+true has them measured again. Settings were chosen on validation classes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate
 #: Once settings are chosen, the validation classes may be trained on as well (as Rusu et al., LEO, do): as many passes
 #: over twice the classes, and the last step is what is tested.
 TRAINVAL = "--max_steps 100 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
+#: The name of each class is one more support example, for the learner and the baselines alike.
+NAMES = "--use_label_names true"
 #: Recipe and settings of each method.
 METHODS = {
     "prompt_maml": (
@@ -52,6 +55,11 @@ METHODS = {
     "full_protonet": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full"),
     "full_anil": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS}"),
     "full_anil_trainval": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS} {TRAINVAL}"),
+    "full_anil_names": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS} {NAMES}"),
+    "full_anil_names_trainval": (
+        "protonet",
+        f"{WIDE} --learning_rate 4e-5 --adapter full {HEAD_STEPS} {NAMES} {TRAINVAL}",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from fewshot_nlp.data.columns import checked_texts, class_names, find_columns
+from fewshot_nlp.data.columns import checked_texts, class_names, find_columns, readable
 
 STRING, INT = Value("string"), Value("int64")
 LABEL = ClassLabel(names=["no", "yes"])
@@ -75,3 +75,19 @@ def test_an_empty_text_is_an_error(text):
     dataset = Dataset.from_dict({"text": ["fine", "fine too", text]}, features=Features({"text": STRING}))
     with pytest.raises(ValueError, match=r"Row 2 has an empty text .*dataset\.filter"):
         checked_texts(dataset, "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("card_arrival", "card arrival"),
+        ("reverted_card_payment?", "reverted card payment"),
+        ("PlayMusic", "play music"),
+        ("atm-support", "atm support"),
+        ("GetPin2Code", "get pin2 code"),
+        ("überweisung", "überweisung"),
+        ("?!", "?!"),
+    ],
+)
+def test_a_class_name_in_words(name, words):
+    assert readable(name) == words

@@ -177,3 +177,22 @@ def test_two_pools_of_one_address_are_an_error(encoder):
 def test_cache_size_is_checked(encoder, pool):
     with pytest.raises(ValueError, match="cache_size=-1 is out of range"):
         EpisodeReader(pool, encoder, cache_size=-1)
+
+
+def test_class_names_are_support_examples_too(encoder, tokenizer):
+    pool = make_pool({"lost_card": 3, "topUp": 3, "refund": 3})
+    pool = replace(pool, readable_names={"refund": "money back"})
+    spec = replace(EpisodeSampler(pool, n_way=3, k_shot=1, n_query=1)[0], support=((0,), (3, 4), (6,)))
+    spec = replace(spec, classes=("lost_card", "topUp", "refund"))
+    without = EpisodeReader(pool, encoder)(spec)
+    counting = CountingEncoder(tokenizer, max_length=16)
+    reader = EpisodeReader(pool, counting, use_label_names=True)
+    episode = reader(spec)
+    assert episode.support.labels.tolist() == [0, 1, 1, 2, 0, 1, 2]
+    expected = encoder([*pool.texts([0, 3, 4, 6]), "lost card", "top up", "money back"])
+    for name in expected:
+        torch.testing.assert_close(episode.support.inputs[name], expected[name], rtol=0, atol=0)
+        torch.testing.assert_close(episode.query.inputs[name], without.query.inputs[name], rtol=0, atol=0)
+    before = counting.texts
+    reader(spec)
+    assert counting.texts == before, "names are kept as rows are"

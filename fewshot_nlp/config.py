@@ -110,6 +110,13 @@ class FewShotConfig:
     truncated_steps: int = field(
         default=1, metadata={"help": "Last inner steps that estimator=truncated differentiates exactly."}
     )
+    step_loss_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the query loss after each inner step (multi-step loss of MAML++); by default the last "
+            "step's alone counts."
+        },
+    )
     proximal: float = field(
         default=0.0, metadata={"help": "Pull of the inner loop towards its start; above 0 for estimator=implicit."}
     )
@@ -147,6 +154,14 @@ class FewShotConfig:
         if self.estimator is not None:
             choice("estimator", self.estimator, ESTIMATORS)
         at_least("truncated_steps", self.truncated_steps, 0)
+        if self.step_loss_weights is not None:
+            if not isinstance(self.step_loss_weights, list) or not any(self.step_loss_weights):
+                raise ValueError(
+                    f"step_loss_weights={self.step_loss_weights!r} must be a list of weights, one an inner step, and "
+                    f"not all of them 0."
+                )
+            for weight in self.step_loss_weights:
+                at_least("step_loss_weights", weight, 0.0, float)
         at_least("proximal", self.proximal, 0.0, float)
         at_least("conjugate_gradient_steps", self.conjugate_gradient_steps, 1)
         at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)

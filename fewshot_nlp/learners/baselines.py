@@ -90,6 +90,7 @@ class FineTuning(GradientLearner):
             inner_weight_decay=0.0,
             inner_max_grad_norm=None,
             proximal=0.0,
+            step_loss_weights=None,
             estimator=None,
         )
         return cls(config, learner.model)

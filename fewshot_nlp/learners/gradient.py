@@ -7,6 +7,7 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
+from fewshot_nlp.functional.smooth import TwiceDifferentiable
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
@@ -57,6 +59,7 @@ class GradientLearner(BaseLearner):
             )
         if (config.estimator or self.estimator) == "implicit" and not config.proximal:
             raise ValueError("estimator='implicit' needs proximal above 0, which makes the inner problem well posed.")
+        self._check_step_loss_weights()
         head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.rule = build_rule(
             config.inner_rule,
@@ -65,6 +68,21 @@ class GradientLearner(BaseLearner):
             weight_decay=config.inner_weight_decay,
             max_grad_norm=config.inner_max_grad_norm,
         )
+
+    def _check_step_loss_weights(self) -> None:
+        weights, steps = self.config.step_loss_weights, max(self.config.inner_steps, 1)
+        estimator = self.config.estimator or self.estimator
+        if weights is None:
+            return
+        if len(weights) != steps:
+            raise ValueError(
+                f"step_loss_weights has {len(weights)} weights, and there are {steps} inner steps. Give one a step."
+            )
+        if estimator in ("implicit", "reptile"):
+            raise ValueError(
+                f"estimator={estimator!r} looks at the end of the inner loop alone, step_loss_weights at its steps. "
+                f"Use estimator='exact', 'first_order' or 'truncated'."
+            )
 
     def init_params(self) -> dict[str, Tensor]:
         params = super().init_params()
@@ -121,6 +139,11 @@ class GradientLearner(BaseLearner):
         return f"{estimator}, graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
+        with TwiceDifferentiable() if record and exact else nullcontext():
+            return self._step(support, k, record and exact, params, carry)
+
+    def _step(self, support: Batch, k: int, create_graph: bool, params: Params, carry: Carry | None) -> Carry:
+        """Step ``k``; the first one makes the start, too."""
         if carry is None:
             fast, features = self._start(params, support)
             slots = self.rule.init(fast)
@@ -135,7 +158,7 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.model.features({**params, **fast}, support.inputs)
-        grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
+        grads = self._inner_gradient(params, fast, features, support, create_graph=create_graph)
         if self.config.proximal and carry is not None:
             start = {n: params[n] if n in params else kept[f"{START}{n}"] for n in fast}
             grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
@@ -215,6 +238,7 @@ def backpropagated(learner: GradientLearner, params: Params, episode: Episode, e
         partial(learner._query_loss, episode),
         params,
         chunk=chunk,
+        weights=learner.config.step_loss_weights,
         seed=episode.spec.index,
     )
     return learner._part(outcome.grads, outcome.extra, episode)

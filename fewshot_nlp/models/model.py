@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import call, trainable
+from fewshot_nlp.functional.trunk import find_trunk
 from fewshot_nlp.models.adapters import build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
@@ -37,6 +38,7 @@ class FewShotModel:
         self.tokenizer = tokenizer
         self.config = config
         self.trainable = trainable(module)
+        self._trunk = find_trunk(module, self.trainable)
 
     @classmethod
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
@@ -68,7 +70,14 @@ class FewShotModel:
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``."""
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
-        return self._pooled(lambda part: call(self.module, self.trainable, body, **part), inputs)
+
+        def forward(part: dict[str, Tensor]) -> Any:
+            # Dropout draws anew in every pass, also below.
+            trunk = None if self.module.training else self._trunk
+            with trunk.skipped(part) if trunk else nullcontext():
+                return call(self.module, self.trainable, body, **part)
+
+        return self._pooled(forward, inputs)
 
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:

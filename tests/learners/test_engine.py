@@ -274,3 +274,56 @@ def test_memory_does_not_grow_with_the_steps():
 def test_it_says_what_it_does(bert_folder, settings, words):
     learner = build_learner(tiny_config(bert_folder, **{"learner": "maml", **settings}))
     assert learner.describe(random_episode(COUNTS).support).startswith(words)
+
+
+def test_the_trunk_below_an_adapter_changes_no_gradient(bert_folder, monkeypatch):
+    def grads():
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["query", "value"], layers_to_transform=[1], init_lora_weights=False)
+        settings = tiny_config(bert_folder, learner="maml", inner_steps=3, inner_learning_rate=0.1)
+        learner = build_learner(settings, FewShotModel.build(settings, config))
+        learner.model.module.double()
+        params = {name: value.double() for name, value in learner.init_params().items()}
+        runs.clear()
+        learner.model.module.base_model.model.encoder.layer[0].register_forward_hook(lambda *_: runs.append(1))
+        return learner.meta_grad(params, [random_episode(COUNTS)]).grads
+
+    runs: list[int] = []
+    found = grads()
+    once = len(runs)
+    monkeypatch.setattr("fewshot_nlp.models.model.find_trunk", lambda *_: None)
+    assert_equal(found, grads())
+    # The support set goes through it once, and not in each of three steps.
+    assert len(runs) - once == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 2, None])
+def test_the_multi_step_loss_is_the_weighted_sum_over_the_steps(bert_folder, chunk):
+    weights = [0.5, 0.0, 0.25, 1.0]
+    episode = random_episode(COUNTS)
+    learner, params = learner_and_params(bert_folder, learner="maml", inner_steps=4, step_loss_weights=weights)
+    learner.chunk = chunk
+    found = learner.meta_grad(params, [episode])
+    expected = {name: torch.zeros_like(value) for name, value in params.items()}
+    for steps, weight in enumerate(weights, start=1):
+        shorter, _ = learner_and_params(bert_folder, learner="maml", inner_steps=steps)
+        for name, grad in unrolled(shorter, params, [episode]).items():
+            expected[name] += weight * grad
+    assert_equal(found.grads, expected)
+    single, _ = learner_and_params(bert_folder, learner="maml", inner_steps=4)
+    assert torch.equal(found.loss, single.meta_grad(params, [episode]).loss), "what is reported is the last step's"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inner_steps": 3, "step_loss_weights": [1.0, 1.0]}, "2 weights, and there are 3 inner steps"),
+        ({"inner_steps": 1, "step_loss_weights": [1.0], "learner": "reptile"}, "looks at the end .* Use estimator"),
+        ({"step_loss_weights": [0.0]}, "not all of them 0"),
+        ({"step_loss_weights": [-1.0]}, "step_loss_weights=-1.0"),
+        ({"step_loss_weights": 1.0}, "must be a list of weights"),
+    ],
+)
+def test_step_loss_weights_that_do_not_fit(bert_folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_learner(tiny_config(bert_folder, **{"learner": "maml", **settings}))

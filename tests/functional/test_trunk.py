@@ -1,0 +1,110 @@
+"""Layers below the first trained one are run once, and nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, ModernBertConfig
+
+from fewshot_nlp.functional.call import trainable
+from fewshot_nlp.functional.trunk import find_trunk
+
+SMALL = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+CONFIGS = {
+    "bert": BertConfig(**SMALL),
+    "gpt2": GPT2Config(vocab_size=12, n_embd=8, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0),
+    "llama": LlamaConfig(**SMALL),
+    "modernbert": ModernBertConfig(
+        **SMALL, pad_token_id=0, cls_token_id=1, sep_token_id=2, attn_implementation="eager"
+    ),
+}
+LAYERS = {"bert": "encoder.layer", "gpt2": "h", "llama": "layers", "modernbert": "layers"}
+INPUTS = {
+    "input_ids": torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+
+
+def build(shape, first):
+    """A model whose layers from ``first`` on are trained."""
+    torch.manual_seed(0)
+    module = AutoModel.from_config(CONFIGS[shape]).eval()
+    for name, value in module.named_parameters():
+        place = name.removeprefix(f"{LAYERS[shape]}.")
+        value.requires_grad_(place != name and int(place.split(".")[0]) >= first)
+    return module
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("first", [1, 2])
+def test_features_and_gradients_are_those_of_the_whole_model(shape, first):
+    module = build(shape, first)
+    names, own = trainable(module), dict(module.named_parameters())
+    trunk = find_trunk(module, names)
+    assert trunk is not None
+    assert trunk.depth == first
+
+    def both():
+        hidden = module(**INPUTS).last_hidden_state[INPUTS["attention_mask"].bool()]
+        return hidden.detach(), torch.autograd.grad(hidden.pow(3).sum(), [own[name] for name in names])
+
+    hidden, grads = both()
+    for _ in range(2):
+        with trunk.skipped(INPUTS):
+            again, again_grads = both()
+        torch.testing.assert_close(again, hidden)
+        for found, expected in zip(again_grads, grads, strict=True):
+            torch.testing.assert_close(found, expected)
+    after = both()[0]
+    assert torch.equal(after, hidden), "the module is whole again"
+
+
+def test_a_batch_goes_through_the_trunk_once():
+    module, runs = build("bert", 2), []
+    trunk = find_trunk(module, trainable(module))
+    module.encoder.layer[0].register_forward_hook(lambda *_: runs.append(1))
+    other = {name: tensor[:, :4] for name, tensor in INPUTS.items()}
+    for inputs, expected in ((INPUTS, 1), (INPUTS, 1), (other, 2), (INPUTS, 2)):
+        with trunk.skipped(inputs):
+            module(**inputs)
+        assert len(runs) == expected
+    with trunk.skipped(INPUTS, key="half"):
+        module(**INPUTS)
+    assert len(runs) == 3
+
+
+def test_memory_is_bounded_and_the_latest_are_kept():
+    module = build("bert", 2)
+    trunk = find_trunk(module, trainable(module))
+    batches = [{name: tensor[:, :n] for name, tensor in INPUTS.items()} for n in (2, 3, 4)]
+    trunk.max_bytes = 2 * (3 + 4) * 8 * 4
+    for inputs in batches:
+        with trunk.skipped(inputs):
+            pass
+    assert [value.shape[1] for value in trunk._known.values()] == [3, 4]
+
+
+def test_the_layers_come_back_after_an_error():
+    module = build("bert", 2)
+    trunk, before = find_trunk(module, trainable(module)), list(module.encoder.layer)
+    with pytest.raises(ZeroDivisionError), trunk.skipped(INPUTS):
+        raise ZeroDivisionError
+    assert list(module.encoder.layer) == before
+
+
+def test_what_is_known_in_inference_mode_can_be_recorded_later():
+    module = build("bert", 2)
+    trunk = find_trunk(module, trainable(module))
+    with torch.inference_mode():
+        inputs = {name: tensor.clone() for name, tensor in INPUTS.items()}
+        with trunk.skipped(inputs):
+            module(**inputs)
+    with trunk.skipped(INPUTS):
+        module(**INPUTS).last_hidden_state.sum().backward()
+
+
+def test_there_is_none_where_the_lowest_part_is_trained():
+    assert find_trunk(build("bert", 0), trainable(build("bert", 0))) is None
+    module = build("bert", 2)
+    assert find_trunk(module, [*trainable(module), "embeddings.LayerNorm.weight"]) is None
+    assert find_trunk(module, []) is None
+    assert find_trunk(nn.Linear(2, 2), ["weight"]) is None

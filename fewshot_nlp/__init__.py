@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fewshot_nlp.evaluation import compare, evaluate
     from fewshot_nlp.hub import FewShotAdapter
     from fewshot_nlp.learners import build_learner
+    from fewshot_nlp.learners.planner import plan
     from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 
 #: Where each public name lives. Loaded when asked for, so that `import fewshot_nlp` stays cheap.
@@ -32,6 +33,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "home_intents": "data",
     "load_pools": "data",
+    "plan": "learners.planner",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate",
     "home_intents",
     "load_pools",
+    "plan",
 ]
 
 

@@ -51,6 +51,7 @@ def announce(
     trained = sum(value.numel() for value in params.values())
     shots = f"{episodes.k_shot}" + (f" to {episodes.max_k_shot}" if episodes.max_k_shot else "")
     ways = f"{episodes.n_way}" + (f" to {episodes.max_n_way}" if episodes.max_n_way else "")
+    shots += "-shot, class names are examples, too" if config.use_label_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
     lines = {
@@ -61,7 +62,7 @@ def announce(
         "method": f"{method_name(settings)}, {config.head} head"
         + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
         **({"gradient": _gradient(settings, learner)} if isinstance(learner, GradientLearner) else {}),
-        "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}-shot; {where}",
+        "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }
     for title, text in lines.items():
         print(f"{title:>9}  {text}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
 from fewshot_nlp.data import (
@@ -65,7 +66,8 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) -> None:
-    """Run a recipe from the command line: ``fewshot-nlp [recipe.yaml] [--NAME VALUE ...]``.
+    """Run a recipe from the command line: ``fewshot-nlp [recipe.yaml] [--NAME VALUE ...]``, or plan it:
+    ``fewshot-nlp plan [recipe.yaml] [--memory_gb X] [--NAME VALUE ...]``.
 
     Args:
         argv: arguments; those of the process if not given.
@@ -76,11 +78,14 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     if recipe is None and given and not given[0].startswith("-"):
         recipe = given.pop(0)
     try:
+        if recipe == "plan":
+            return plan.main(given)
         run = prepare(parse(given, recipe), command)
     except (ValueError, OSError, ImportError) as error:
         # Bad input has one line to say; where in the code it was found does not help.
         raise SystemExit(f"error: {error}") from error
     execute(run)
+    return None
 
 
 def prepare(settings: Settings, command: str | None = None) -> Run:

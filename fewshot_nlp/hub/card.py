@@ -219,7 +219,9 @@ def _usage(config: FewShotConfig, source: str) -> str:
         "from fewshot_nlp import FewShotClassifier\n\n"
         f'classifier = FewShotClassifier.from_pretrained("{source}").fit(texts, labels)\n'
         "classifier.predict(new_texts)\n```",
-        "`labels` are strings or numbers of your own; one example a class is enough.",
+        "`labels` are names of your own, and are read: use words, such as `lost_card`. One example a class is enough."
+        if config.use_label_names
+        else "`labels` are strings or numbers of your own; one example a class is enough.",
     ]
     base = config.model_name_or_path if hub_id(config.model_name_or_path) else "path/to/the/backbone"
     if config.adapter == "full":
@@ -243,6 +245,8 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         else "- inner loop: none, class prototypes",
         f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",
     ]
+    if config.use_label_names:
+        lines.append("- the names of the classes are support examples, too, here and in the baselines")
     if info.datasets:
         named = [name if name in info.hub_datasets else Path(name).name for name in info.datasets]
         lines.insert(0, f"- data: {_names(named)}")

@@ -1,0 +1,55 @@
+"""``fewshot-nlp plan``: what a recipe's training steps will take, before any is taken."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+
+from fewshot_nlp.cli.parser import Settings, parse
+from fewshot_nlp.data import TextEncoder, load_pools_from_config
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.planner import Plan, plan
+
+#: Texts whose lengths stand for the data set's.
+SAMPLE = 200
+
+
+def main(argv: Sequence[str]) -> None:
+    """``fewshot-nlp plan [recipe.yaml] [--memory_gb X] [--NAME VALUE ...]``, settings as for a run."""
+    given = list(argv)
+    recipe = given.pop(0) if given and not given[0].startswith("-") else None
+    parser = argparse.ArgumentParser(
+        prog="fewshot-nlp plan",
+        usage="%(prog)s [RECIPE.yaml] [--memory_gb X] [--NAME VALUE ...]",
+        allow_abbrev=False,
+        description="Predict the peak memory and the seconds of a recipe's training steps; takes its settings, too.",
+    )
+    parser.add_argument("--memory_gb", type=float, help="Propose the fastest way within this memory above the model's.")
+    chosen, rest = parser.parse_known_args(given)
+    settings = parse(rest, recipe)
+    found, words = predict(settings)
+    print(f"{words}\n{found}\n* is what the settings give; memory is above that of the loaded model, per process.")
+    if chosen.memory_gb is not None:
+        print(f"\nWithin {chosen.memory_gb:g} GB: {found.cheapest(chosen.memory_gb)}")
+
+
+def predict(settings: Settings) -> tuple[Plan, str]:
+    """The plan of a run's largest training episode, and that episode in words."""
+    config, episodes, args = settings
+    pool = load_pools_from_config(episodes)["train"]
+    encoder = TextEncoder(build_learner(config).model.tokenizer, config.max_length)
+    rows = [row for rows in pool.rows_by_class.values() for row in rows]
+    texts = pool.texts(list(islice(rows, 0, None, max(1, len(rows) // SAMPLE))))
+    lengths = [len(ids) for ids in encoder.tokenize(texts)]
+    shape = {
+        "n_way": episodes.max_n_way or episodes.n_way,
+        "k_shot": (episodes.max_k_shot or episodes.k_shot) + config.use_label_names,
+        "n_query": episodes.n_query,
+    }
+    found = plan(config, **shape, tokens=lengths, meta_batch_size=args.episodes_per_step)
+    words = (
+        f"{args.episodes_per_step} episodes a step, up to {shape['n_way']}-way {shape['k_shot']}-shot with "
+        f"{shape['n_query']} queries a class, texts of {min(lengths)} to {max(lengths)} tokens"
+    )
+    return found, words

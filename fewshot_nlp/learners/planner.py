@@ -1,0 +1,265 @@
+"""What a training step will take, in memory and seconds, before one is taken.
+
+An inner loop is a start and one price a step, so two short loops tell what a long one takes. They are run in a process
+of their own, on random tokens of the shape to come: only there is the peak of memory theirs, what the allocator wastes
+included. No data is needed, and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.base import BaseLearner
+from fewshot_nlp.learners.gradient import GradientLearner
+from fewshot_nlp.types import Batch, Episode, EpisodeSpec
+
+#: Lengths of the two short loops, and how often each is timed.
+SHORT, LONG, TURNS = 2, 4, 3
+#: Estimators whose memory follows from how many steps' graphs are kept, and cheaper ones to propose instead.
+GRAPHS, CHEAPER = ("exact", "truncated"), ("reptile", "first_order")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to take a training step.
+
+    Attributes:
+        estimator: of the meta-gradient; ``None`` for learners without an inner loop.
+        steps_in_memory: inner steps whose graphs are in memory together.
+        memory_gb: peak memory above that of the loaded model, in GiB.
+        seconds: for one training step of all its episodes, on one process.
+    """
+
+    estimator: str | None
+    steps_in_memory: int | None
+    memory_gb: float
+    seconds: float
+
+    def __str__(self) -> str:
+        words = (self.estimator or "one pass").replace("_", " ")
+        if self.steps_in_memory is not None:
+            words += f", {self.steps_in_memory} inner steps in memory"
+        return f"{words}: {self.memory_gb:.2f} GB, {self.seconds:.2f} s a step"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training will take.
+
+    Attributes:
+        chosen: as the settings have it.
+        options: other ways to the same meta-gradient, the chosen one among them, and cheaper estimates of it.
+    """
+
+    chosen: Option
+    options: tuple[Option, ...]
+
+    def cheapest(self, memory_gb: float) -> Option:
+        """The fastest option within ``memory_gb``; a cheaper estimate of the gradient only where its own never fits.
+
+        Raises:
+            ValueError: nothing fits.
+        """
+        at_least("memory_gb", memory_gb, 0.0, float)
+        fitting = [option for option in self.options if option.memory_gb <= memory_gb]
+        if not fitting:
+            least = min(self.options, key=lambda option: option.memory_gb)
+            raise ValueError(
+                f"Nothing fits memory_gb={memory_gb}: the least is {least.memory_gb:.2f} GB ({least}). Use fewer "
+                f"examples an episode, shorter texts, or a smaller backbone."
+            )
+        own = [option for option in fitting if option.estimator == self.chosen.estimator]
+        return min(own or fitting, key=lambda option: option.seconds)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{'*' if option == self.chosen else ' '} {option}" for option in self.options)
+
+
+def plan(
+    config: FewShotConfig,
+    *,
+    n_way: int = 5,
+    k_shot: int = 5,
+    n_query: int = 5,
+    tokens: int | Sequence[int] = 16,
+    meta_batch_size: int = 4,
+) -> Plan:
+    """Predict the peak memory and the seconds of a training step.
+
+    Args:
+        config: backbone, adapter and learner.
+        n_way, k_shot, n_query: shape of an episode; query examples a class.
+        tokens: length of texts in tokens; of several, the examples take them in turn.
+        meta_batch_size: episodes a training step on this process.
+
+    Raises:
+        ValueError: a number out of range.
+        RuntimeError: the short loops failed; their last words are in the message.
+    """
+    for name, value, low in (("n_way", n_way, 2), ("k_shot", k_shot, 1), ("n_query", n_query, 1)):
+        at_least(name, value, low)
+    at_least("meta_batch_size", meta_batch_size, 1)
+    lengths = [tokens] if isinstance(tokens, int) else list(tokens)
+    for length in lengths or [0]:
+        at_least("tokens", length, 1)
+    shape = {"n_way": n_way, "k_shot": k_shot, "n_query": n_query, "lengths": lengths}
+    task = {"config": config.to_dict(), "shape": shape, "threads": torch.get_num_threads()}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", __name__], input=json.dumps(task), capture_output=True, text=True
+    )
+    if run.returncode:
+        last = (run.stderr.strip() or "it was killed, perhaps for want of memory").splitlines()[-1]
+        raise RuntimeError(f"The planner's trial of this setting failed: {last}. Use a smaller one.")
+    return _plan(config, json.loads(run.stdout.splitlines()[-1]), meta_batch_size)
+
+
+def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
+    """From the figures of short loops to those of the loops that training has."""
+    steps, options = config.inner_steps, []
+    for estimator, points in trial["estimators"].items():
+        memory = _line({point["steps"]: point["bytes"] for point in points})
+        seconds = _line({point["steps"]: point["seconds"] for point in points})
+        again = _line({point["steps"]: point["adapt_seconds"] for point in points})[1]
+        graphs = estimator in GRAPHS and steps > 1
+        own = min(trial["steps_in_memory"], steps)
+        for size in sorted({own, steps, -(-steps // 2), 1}) if graphs else [None]:
+            held, twice = (steps, 0) if size is None else (size, steps - size)
+            # Beside the graphs: the fast weights that every step starts from, and the two moments of Adam.
+            kept = trial["fast_bytes"] * twice + 2 * trial["parameter_bytes"]
+            options.append(
+                Option(
+                    None if estimator == "none" else estimator,
+                    size,
+                    (memory[0] + memory[1] * held + kept) / 2**30,
+                    (seconds[0] + seconds[1] * steps + again * twice) * episodes,
+                )
+            )
+    first = next(iter(trial["estimators"]))
+    same = [option for option in options if option.estimator == (None if first == "none" else first)]
+    chosen = next(option for option in same if option.steps_in_memory in (None, min(trial["steps_in_memory"], steps)))
+    return Plan(chosen, tuple(options))
+
+
+def _line(points: dict[int, float]) -> tuple[float, float]:
+    """Start and slope of the line through one point or two."""
+    (x, y), (x2, y2) = min(points.items()), max(points.items())
+    slope = max((y2 - y) / (x2 - x), 0.0) if x2 > x else 0.0
+    return y - slope * x, slope
+
+
+def example_episode(
+    learner: BaseLearner, n_way: int, k_shot: int, n_query: int, lengths: Sequence[int] = (16,)
+) -> Episode:
+    """An episode of random tokens, whose texts have ``lengths`` in turn."""
+    rng, endless = torch.Generator().manual_seed(0), cycle(lengths)
+    vocabulary = int(learner.model.module.config.vocab_size)
+
+    def batch(count: int) -> Batch:
+        own = torch.tensor(list(islice(endless, n_way * count)))
+        mask = (torch.arange(int(own.max()))[None] < own[:, None]).long()
+        ids = torch.randint(vocabulary, mask.shape, generator=rng) * mask
+        labels = torch.arange(n_way).repeat_interleave(count)
+        return Batch({"input_ids": ids, "attention_mask": mask}, labels, n_way).to(learner.model.device)
+
+    classes = tuple(f"class {i}" for i in range(n_way))
+    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), batch(k_shot), batch(n_query))
+
+
+def _trial(config: FewShotConfig, shape: dict[str, Any]) -> dict[str, Any]:
+    """Short loops of the configured estimator and of cheaper ones: bytes above the loaded model, and seconds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    learner = build_learner(config)
+    learner.model.to(device)
+    params = _on(learner.init_params(), device)
+    episode = example_episode(learner, **shape)
+    found: dict[str, Any] = {
+        "steps_in_memory": 1,
+        "fast_bytes": 0,
+        "parameter_bytes": sum(value.nbytes for value in params.values()),
+    }
+    # What the first pass ever brings into memory, weights from their file above all, is the model's.
+    learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
+    idle = _resident()
+    if not isinstance(learner, GradientLearner):
+        return {**found, "estimators": {"none": [_point(learner, episode, 0, idle)]}}
+    estimator, steps = config.estimator or learner.estimator, config.inner_steps
+    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support)
+    found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
+    tried: dict[str, list[dict[str, float]]] = {}
+    # The peak can only rise, so what needs least goes first.
+    for each in dict.fromkeys((*(CHEAPER if estimator in GRAPHS else ()), estimator)):
+        for count in sorted({min(steps, SHORT), min(steps, LONG)}):
+            weights = config.step_loss_weights and config.step_loss_weights[-count:]
+            settings = replace(
+                config,
+                inner_steps=count,
+                estimator=each,
+                step_loss_weights=None if each == "reptile" else weights,
+            )
+            shorter = type(learner)(settings, learner.model)
+            shorter.chunk = max(count, 1)
+            tried.setdefault(each, []).append(_point(shorter, episode, count, idle))
+    found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
+    return found
+
+
+def _point(learner: BaseLearner, episode: Episode, steps: int, idle: int) -> dict[str, float]:
+    """What one episode's gradient takes, and its adaptation alone."""
+    params = _on(learner.init_params(), learner.model.device)
+
+    def gradient() -> object:
+        return learner.meta_grad(params, [episode])
+
+    gradient()
+    peak = _peak() - idle
+    times = [(_seconds(gradient), _seconds(lambda: learner.adapt(params, episode.support))) for _ in range(TURNS)]
+    seconds, adapt = (median(column) for column in zip(*times, strict=True))
+    return {"steps": steps, "bytes": peak, "seconds": seconds, "adapt_seconds": adapt}
+
+
+def _on(params: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in params.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _status(key: str) -> int:
+    """A line of this process's status on Linux, in bytes."""
+    path = Path("/proc/self/status")
+    if not path.is_file():
+        raise OSError("Without a GPU the planner reads memory from /proc, which this system lacks. Use Linux.")
+    return int(path.read_text(encoding="utf-8").split(f"{key}:")[1].split()[0]) * 1024
+
+
+def _resident() -> int:
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+if __name__ == "__main__":
+    task = json.load(sys.stdin)
+    torch.set_num_threads(task["threads"])
+    print(json.dumps(_trial(FewShotConfig.from_dict(task["config"]), task["shape"])))

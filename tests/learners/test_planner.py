@@ -1,0 +1,123 @@
+"""The planner: arithmetic on figures of short loops, and one real trial."""
+
+import pytest
+
+from fewshot_nlp import plan
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.planner import Option, Plan, _plan, example_episode
+from tests.tiny import tiny_config
+
+GB = 2**30
+
+
+def points(start, slope, seconds=1.0, adapt=0.5):
+    """Two short loops whose figures lie on lines."""
+    return [
+        {"steps": k, "bytes": (start + slope * k) * GB, "seconds": seconds * (1 + k), "adapt_seconds": adapt * k}
+        for k in (2, 4)
+    ]
+
+
+TRIAL = {
+    "steps_in_memory": 5,
+    "fast_bytes": 0.01 * GB,
+    "parameter_bytes": 0.05 * GB,
+    "estimators": {"exact": points(0.5, 0.25), "reptile": points(0.2, 0.0, 0.25), "first_order": points(0.3, 0.0, 0.5)},
+}
+
+
+def test_long_loops_follow_from_short_ones():
+    found = _plan(FewShotConfig(learner="maml", inner_steps=10), TRIAL, episodes=2)
+    sizes = [option.steps_in_memory for option in found.options if option.estimator == "exact"]
+    assert sizes == [1, 5, 10]
+    assert found.chosen == found.options[1]
+    # Twice the moments; five steps' fast weights; five graphs.
+    assert found.chosen.memory_gb == pytest.approx(0.5 + 5 * 0.25 + 2 * 0.05 + 5 * 0.01)
+    assert found.chosen.seconds == pytest.approx(2 * (1 + 10 + 5 * 0.5))
+    whole = found.options[2]
+    assert whole.memory_gb == pytest.approx(0.5 + 10 * 0.25 + 2 * 0.05)
+    assert whole.seconds == pytest.approx(2 * 11)
+    assert [option.estimator for option in found.options[3:]] == ["reptile", "first_order"]
+
+
+def test_more_memory_than_steps_is_all_of_them():
+    found = _plan(FewShotConfig(learner="maml", inner_steps=3), TRIAL, episodes=1)
+    assert found.chosen.steps_in_memory == 3
+    assert [option.steps_in_memory for option in found.options[:3]] == [1, 2, 3]
+
+
+def test_one_step_has_one_way():
+    one = {**TRIAL, "estimators": {"exact": points(0.5, 0.25)[:1]}}
+    found = _plan(FewShotConfig(learner="maml", inner_steps=1), one, episodes=1)
+    assert len(found.options) == 1
+    assert found.chosen.steps_in_memory is None
+
+
+EXACT, LEAN, CHEAP = Option("exact", 4, 2.0, 1.0), Option("exact", 1, 0.5, 1.5), Option("first_order", None, 0.2, 0.4)
+PLAN = Plan(EXACT, (EXACT, LEAN, CHEAP))
+
+
+@pytest.mark.parametrize(("memory_gb", "expected"), [(5.0, EXACT), (2.0, EXACT), (1.9, LEAN), (0.4, CHEAP)])
+def test_the_fastest_that_fits_and_exact_as_long_as_it_does(memory_gb, expected):
+    assert PLAN.cheapest(memory_gb) == expected
+
+
+def test_nothing_fits():
+    with pytest.raises(ValueError, match=r"Nothing fits memory_gb=0\.1: the least is 0\.20 GB .* Use fewer examples"):
+        PLAN.cheapest(0.1)
+    with pytest.raises(ValueError, match="memory_gb=-1"):
+        PLAN.cheapest(-1.0)
+
+
+def test_a_plan_in_words():
+    assert str(PLAN).splitlines() == [
+        "* exact, 4 inner steps in memory: 2.00 GB, 1.00 s a step",
+        "  exact, 1 inner steps in memory: 0.50 GB, 1.50 s a step",
+        "  first order: 0.20 GB, 0.40 s a step",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"n_way": 1}, "n_way=1"),
+        ({"k_shot": 0}, "k_shot=0"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"tokens": []}, "tokens=0"),
+        ({"meta_batch_size": 0}, "meta_batch_size=0"),
+    ],
+)
+def test_a_shape_out_of_range(bert_folder, shape, message):
+    with pytest.raises(ValueError, match=message):
+        plan(tiny_config(bert_folder), **shape)
+
+
+def test_an_example_has_the_shape_that_was_asked_for(bert_folder):
+    learner = build_learner(tiny_config(bert_folder))
+    episode = example_episode(learner, n_way=3, k_shot=2, n_query=4, lengths=[3, 7])
+    assert episode.support.inputs["attention_mask"].sum(1).tolist() == [3, 7] * 3
+    assert episode.query.inputs["input_ids"].shape == (12, 7)
+    assert episode.support.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({"learner": "maml", "inner_steps": 6}, {("exact", 1), ("exact", 3), ("exact", 6)}),
+        ({"learner": "maml", "inner_steps": 5, "estimator": "truncated"}, {("truncated", 1), ("truncated", 5)}),
+        ({"learner": "reptile", "inner_steps": 5}, {("reptile", None)}),
+        ({"learner": "protonet", "head": "prototype"}, {(None, None)}),
+    ],
+)
+def test_a_real_trial(bert_folder, settings, ways):
+    found = plan(tiny_config(bert_folder, **settings), n_way=2, k_shot=1, n_query=1, tokens=[4, 6])
+    assert ways <= {(option.estimator, option.steps_in_memory) for option in found.options}
+    assert all(option.memory_gb >= 0 and option.seconds > 0 for option in found.options)
+    assert found.chosen in found.options
+
+
+def test_a_trial_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="trial of this setting failed: OSError: Cannot load the backbone"):
+        plan(FewShotConfig(model_name_or_path=str(tmp_path / "nothing")))

@@ -26,7 +26,7 @@ def test_a_budget_that_nothing_fits_is_one_line(tiny, monkeypatch):
     monkeypatch.setattr("fewshot_nlp.cli.plan.plan", lambda *_, **__: _least())
     with pytest.raises(SystemExit, match=r"error: Nothing fits memory_gb=0\.001"):
         main(["plan", *tiny, "--memory_gb", "0.001"])
-    with pytest.raises(SystemExit, match="error: .*inner_stepz"):
+    with pytest.raises(SystemExit, match=r"error: .*inner_stepz"):
         main(["plan", *tiny, "--inner_stepz", "3"])
 
 

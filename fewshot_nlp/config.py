@@ -21,6 +21,7 @@ HEAD_INITS = ("zero", "prototype")
 DISTANCES = ("cosine", "euclidean")
 LEARNERS = ("maml", "fomaml", "anil", "reptile", "protonet")
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
+FROZEN_DTYPES = ("float32", "bfloat16")
 ESTIMATORS = ("exact", "first_order", "truncated", "implicit", "reptile")
 DUPLICATES = ("error", "drop", "keep")
 
@@ -124,6 +125,13 @@ class FewShotConfig:
         default=5, metadata={"help": "Conjugate-gradient steps of estimator=implicit."}
     )
 
+    frozen_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": f"In meta-gradients, products with frozen matrices are in: {', '.join(FROZEN_DTYPES)}. bfloat16 is "
+            "faster on processors with matrix units for it, and changes the gradient by some hundredths."
+        },
+    )
     graph_memory_gb: float = field(
         default=2.0,
         metadata={"help": "Memory for the graphs of inner steps; what is beyond it runs again. Changes no gradient."},
@@ -164,6 +172,7 @@ class FewShotConfig:
                 at_least("step_loss_weights", weight, 0.0, float)
         at_least("proximal", self.proximal, 0.0, float)
         at_least("conjugate_gradient_steps", self.conjugate_gradient_steps, 1)
+        choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
 
     def to_dict(self) -> dict[str, Any]:

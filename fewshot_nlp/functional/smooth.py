@@ -32,20 +32,21 @@ class _Gelu(Function):
 
 
 class _GeluBackward(Function):
-    """``g (Φ(x) + x φ(x))``; its derivative by ``x`` is ``g (2 - x²) φ(x)``."""
+    """``g`` times the slope ``Φ(x) + x φ(x)``; its derivative by ``x`` is ``g (2 - x²) φ(x)``."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        return torch.ops.aten.gelu_backward(grad, x)
+        slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x)
+        ctx.save_for_backward(grad, x, slope)
+        return grad * slope
 
     @staticmethod
     def backward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         _no_third_derivative()
-        (vector,), (grad, x) = vectors, ctx.saved_tensors
+        (vector,), (grad, x, slope) = vectors, ctx.saved_tensors
         square = x * x
         bend = (square * -0.5).exp_().mul_(square.neg_().add_(2.0)).mul_(1 / math.sqrt(2 * math.pi))
-        return torch.ops.aten.gelu_backward(vector, x), bend.mul_(grad).mul_(vector)
+        return vector * slope, bend.mul_(grad).mul_(vector)
 
 
 class _LayerNorm(Function):

@@ -70,6 +70,10 @@ class Trunk:
             for i, layer in enumerate(below):
                 self.layers[i] = layer
 
+    def forget(self) -> None:
+        """Run every batch anew."""
+        self._known.clear()
+
     def _output(self, inputs: dict[str, Tensor], key: str) -> Any:
         parts = [key.encode()]
         for name, tensor in inputs.items():

@@ -85,7 +85,8 @@ class BaseLearner(ABC):
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
         check_names(params, self.names)
-        parts = [self._episode_grad(params, episode) for episode in episodes]
+        with self.model.frozen_in(self.config.frozen_dtype):
+            parts = [self._episode_grad(params, episode) for episode in episodes]
         if not parts:
             zero = next(iter(params.values())).new_zeros(())
             return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)

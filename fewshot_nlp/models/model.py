@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import call, trainable
+from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk
 from fewshot_nlp.models.adapters import build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
@@ -31,6 +32,7 @@ class FewShotModel:
         tokenizer: the backbone's own.
         config: the settings it was built from.
         trainable: names of the trained tensors, as PEFT and transformers name them.
+        trunk: the layers below the first trained one, if there are any.
     """
 
     def __init__(self, module: nn.Module, tokenizer: Any, config: FewShotConfig) -> None:
@@ -38,7 +40,9 @@ class FewShotModel:
         self.tokenizer = tokenizer
         self.config = config
         self.trainable = trainable(module)
-        self._trunk = find_trunk(module, self.trainable)
+        self.trunk = find_trunk(module, self.trainable)
+        self._half = HalfFrozen()
+        self._in_half = False
 
     @classmethod
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
@@ -73,8 +77,12 @@ class FewShotModel:
 
         def forward(part: dict[str, Tensor]) -> Any:
             # Dropout draws anew in every pass, also below.
-            trunk = None if self.module.training else self._trunk
-            with trunk.skipped(part) if trunk else nullcontext():
+            trunk = None if self.module.training else self.trunk
+            precision = "half" if self._in_half else ""
+            with (
+                self._half if self._in_half else nullcontext(),
+                trunk.skipped(part, precision) if trunk else nullcontext(),
+            ):
                 return call(self.module, self.trainable, body, **part)
 
         return self._pooled(forward, inputs)
@@ -102,6 +110,15 @@ class FewShotModel:
         pooled = [pooled_at_once(part) for part in parts]
         back = torch.cat([rows for rows, _ in buckets]).argsort()
         return torch.cat(pooled)[back]
+
+    @contextmanager
+    def frozen_in(self, dtype: str) -> Iterator[None]:
+        """A block in which ``features`` multiplies with frozen matrices in ``"float32"`` or ``"bfloat16"``."""
+        before, self._in_half = self._in_half, dtype == "bfloat16"
+        try:
+            yield
+        finally:
+            self._in_half = before
 
     @torch.no_grad()
     def load_params(self, params: Params) -> None:

@@ -13,11 +13,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, ViTConfig
 
+from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.functional.outer import Carry
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import episode_loss
+from fewshot_nlp.learners.planner import example_episode
 from fewshot_nlp.models import FewShotModel
-from fewshot_nlp.models.backbone import ATTENTION
+from fewshot_nlp.models.backbone import ATTENTION, packaged_backbone
 from fewshot_nlp.types import Batch, Episode
 from tests.learners.test_meta_gradients import assert_equal, learner_and_params
 from tests.tiny import HIDDEN, SPECIAL, WORDS, random_episode, tiny_config
@@ -327,3 +329,41 @@ def test_the_multi_step_loss_is_the_weighted_sum_over_the_steps(bert_folder, chu
 def test_step_loss_weights_that_do_not_fit(bert_folder, settings, message):
     with pytest.raises(ValueError, match=message):
         build_learner(tiny_config(bert_folder, **{"learner": "maml", **settings}))
+
+
+offline = [
+    pytest.mark.offline,
+    pytest.mark.skipif(packaged_backbone(DEFAULT_BACKBONE) is None, reason="needs the offline extra"),
+]
+
+
+class TestMiniLM:
+    pytestmark = offline
+
+    @pytest.mark.parametrize(("adapter", "steps"), [("lora", 5), ("lora", 20), ("prompt_tuning", 5)])
+    def test_step_by_step_is_exact(self, adapter, steps):
+        config = FewShotConfig(learner="maml", adapter=adapter, inner_steps=steps, inner_learning_rate=0.05)
+        learner = build_learner(config)
+        learner.model.module.double()
+        params = {name: value.double() for name, value in learner.init_params().items()}
+        episode = example_episode(learner, 2, 1, 1, [4, 6])
+        expected = unrolled(learner, params, [episode])
+        learner.chunk = 1
+        assert_equal(learner.meta_grad(params, [episode]).grads, expected)
+
+    @pytest.mark.parametrize("layers", [None, [4, 5]])
+    def test_frozen_matrices_in_bfloat16_change_the_gradient_by_hundredths(self, layers):
+        def grads(**settings):
+            config = FewShotConfig(learner="maml", adapter="lora", inner_steps=3, inner_learning_rate=0.05, **settings)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                lora = LoraConfig(
+                    r=4, target_modules=["query", "value"], layers_to_transform=layers, init_lora_weights=False
+                )
+                learner = build_learner(config, FewShotModel.build(config, lora))
+            found = learner.meta_grad(learner.init_params(), [example_episode(learner, 3, 2, 2, [7, 9])]).grads
+            return torch.cat([found[name].flatten() for name in sorted(found) if name.startswith("model.")])
+
+        exact, half = grads(), grads(frozen_dtype="bfloat16")
+        assert 1e-6 < (half - exact).norm() / exact.norm() < 5e-2
+        assert abs(half.norm() / exact.norm() - 1) < 1e-2

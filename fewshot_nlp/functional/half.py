@@ -1,0 +1,46 @@
+"""Products with frozen matrices in bfloat16, everything else as it is.
+
+In an adapter's inner loop nearly all arithmetic is a product with a matrix that never changes. Processors with bfloat16
+matrix units do these several times faster; fast weights, their gradients, norms and softmax stay in full precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+class HalfFrozen(TorchFunctionMode):
+    """A block in which linear layers with frozen weights compute in bfloat16.
+
+    A weight is converted once and kept beside the original, at half its size; it is converted again if it was written
+    to or moved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear and not kwargs and _is_frozen(args[1]) and args[0].dtype == torch.float32:
+            given, *frozen = args
+            halves = [None if each is None else self._half(each) for each in frozen]
+            return functional.linear(given.to(torch.bfloat16), *halves).to(given.dtype)
+        return func(*args, **(kwargs or {}))
+
+    def _half(self, weight: Tensor) -> Tensor:
+        original, version, half = self._kept.get(id(weight), (None, -1, None))
+        if original is not weight or version != weight._version or half is None or half.device != weight.device:
+            half = weight.detach().to(torch.bfloat16)
+            # The original is kept too, so that no other tensor can take its id.
+            self._kept[id(weight)] = (weight, weight._version, half)
+        return half
+
+
+def _is_frozen(weight: Any) -> bool:
+    # Fast weights are plain tensors.
+    return isinstance(weight, nn.Parameter) and not weight.requires_grad and weight.dtype == torch.float32

@@ -1,0 +1,77 @@
+"""What a user waits for: `fit` on 25 sentences, and `predict` on 1,000 beside sentence-transformers' `encode`.
+
+    pip install sentence-transformers
+    python recipes/benchmarks/classifier.py
+
+On the default backbone, after loading, with sentences of home_intents. `fit` takes 5 inner steps of MAML on a soft
+prompt and on LoRA. `predict` and `encode` take turns on the same sentences, with the same model and batch size, so that
+noise falls on both alike; the first turn warms up. Prints medians, and the ratio of the throughputs turn by turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+
+from fewshot_nlp import FewShotAdapter, FewShotClassifier, FewShotConfig, build_learner, load_pools
+from fewshot_nlp.config import DEFAULT_BACKBONE
+from fewshot_nlp.models.backbone import packaged_backbone
+
+BATCH_SIZE = 64
+LEARNERS = {
+    "prototypes": {"learner": "protonet", "adapter": "none", "head": "prototype"},
+    "soft prompt, MAML": {"learner": "maml", "adapter": "prompt_tuning", "inner_steps": 5},
+    "LoRA, MAML": {"learner": "maml", "adapter": "lora", "inner_steps": 5},
+}
+
+
+def sentences(count: int) -> tuple[list[str], list[str]]:
+    """Sentences of home_intents, as evenly of its test classes as they last, and their labels."""
+    pool = load_pools("home_intents")["test"]
+    columns = [[(text, name) for text in pool.texts(rows)] for name, rows in pool.rows_by_class.items()]
+    pairs = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)][:count]
+    texts, labels = zip(*pairs, strict=True)
+    return list(texts), list(labels)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(chosen.threads)
+    peer = SentenceTransformer(str(packaged_backbone(DEFAULT_BACKBONE) or DEFAULT_BACKBONE), device="cpu")
+    texts, labels = sentences(1000)
+    tokens = sum(map(len, peer.tokenizer(texts)["input_ids"])) / len(texts)
+    encode = partial(peer.encode, texts, batch_size=BATCH_SIZE, show_progress_bar=False)
+    print(f"{len(texts)} sentences of {tokens:.1f} tokens, batches of {BATCH_SIZE}, {chosen.threads} threads\n")
+    print("| learner | fit on 25, s | predict, texts/s | encode, texts/s | ratio |\n|---|---|---|---|---|")
+    for name, settings in LEARNERS.items():
+        learner = build_learner(FewShotConfig(**settings))
+        adapter = FewShotAdapter(learner, learner.init_params())
+        classifier = FewShotClassifier(adapter, batch_size=BATCH_SIZE, device="cpu")
+        fits, predictions, encodings = [], [], []
+        for _ in range(chosen.turns + 1):
+            fits.append(seconds(partial(classifier.fit, texts[:25], labels[:25])))
+            predictions.append(seconds(partial(classifier.predict, texts)))
+            encodings.append(seconds(encode))
+        ratio = median(b / a for a, b in zip(predictions[1:], encodings[1:], strict=True))
+        rates = [len(texts) / median(times[1:]) for times in (predictions, encodings)]
+        print(f"| {name} | {median(fits[1:]):.2f} | {rates[0]:.0f} | {rates[1]:.0f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,7 +19,6 @@ from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
-from fewshot_nlp.functional.smooth import TwiceDifferentiable
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
@@ -139,11 +137,6 @@ class GradientLearner(BaseLearner):
         return f"{estimator}, graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
-        with TwiceDifferentiable() if record and exact else nullcontext():
-            return self._step(support, k, record and exact, params, carry)
-
-    def _step(self, support: Batch, k: int, create_graph: bool, params: Params, carry: Carry | None) -> Carry:
-        """Step ``k``; the first one makes the start, too."""
         if carry is None:
             fast, features = self._start(params, support)
             slots = self.rule.init(fast)
@@ -158,7 +151,7 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.model.features({**params, **fast}, support.inputs)
-        grads = self._inner_gradient(params, fast, features, support, create_graph=create_graph)
+        grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
         if self.config.proximal and carry is not None:
             start = {n: params[n] if n in params else kept[f"{START}{n}"] for n in fast}
             grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}

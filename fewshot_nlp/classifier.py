@@ -53,7 +53,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         *,
         model_name_or_path: str | None = None,
         revision: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = 256,
         device: str | torch.device | None = None,
     ) -> None:
         self.adapter = adapter
@@ -71,7 +71,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        batch_size: int = 64,
+        batch_size: int = 256,
         device: str | torch.device | None = None,
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.

@@ -173,6 +173,11 @@ class FewShotConfig:
         at_least("proximal", self.proximal, 0.0, float)
         at_least("conjugate_gradient_steps", self.conjugate_gradient_steps, 1)
         choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+        if self.frozen_dtype != "float32" and self.adapter == "full":
+            raise ValueError(
+                f"frozen_dtype={self.frozen_dtype!r} with adapter='full' changes nothing: no matrix is frozen. "
+                f"Use adapter='lora', or bf16 for all of training."
+            )
         at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
 
     def to_dict(self) -> dict[str, Any]:

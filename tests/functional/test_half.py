@@ -1,5 +1,7 @@
 """Frozen matrices in bfloat16: which products change, and by how much."""
 
+import pickle
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -36,6 +38,25 @@ def test_what_is_trained_fast_or_of_another_type_stays_exact():
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
     assert not half._kept
+
+
+def test_a_trained_bias_of_a_frozen_weight_is_trained():
+    layer, half = frozen(), HalfFrozen()
+    layer.bias.requires_grad_(True)
+    fast = layer.bias.detach().clone().requires_grad_()
+    with half:
+        layer(X).sum().backward()
+        functional_call(layer, {"bias": fast}, (X,)).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((8,), 5.0))
+    torch.testing.assert_close(fast.grad, torch.full((8,), 5.0))
+    assert list(half._kept) == [id(layer.weight)]
+
+
+def test_nothing_that_is_kept_is_pickled():
+    layer, half = frozen(), HalfFrozen()
+    with half:
+        layer(X)
+    assert not pickle.loads(pickle.dumps(half))._kept
 
 
 def test_two_derivatives_pass_through():

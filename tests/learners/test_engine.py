@@ -220,6 +220,7 @@ def test_the_chunk_follows_from_the_memory_allowed(bert_folder):
 
 MEASURE = """
 import sys, torch
+from dataclasses import replace
 from pathlib import Path
 from transformers import BertConfig, BertModel
 from fewshot_nlp.learners import build_learner
@@ -324,6 +325,7 @@ def test_the_multi_step_loss_is_the_weighted_sum_over_the_steps(bert_folder, chu
         ({"step_loss_weights": [0.0]}, "not all of them 0"),
         ({"step_loss_weights": [-1.0]}, "step_loss_weights=-1.0"),
         ({"step_loss_weights": 1.0}, "must be a list of weights"),
+        ({"step_loss_weights": [1.0], "learner": "protonet", "head": "prototype"}, "'protonet' has none"),
     ],
 )
 def test_step_loss_weights_that_do_not_fit(bert_folder, settings, message):
@@ -367,3 +369,82 @@ class TestMiniLM:
         exact, half = grads(), grads(frozen_dtype="bfloat16")
         assert 1e-6 < (half - exact).norm() / exact.norm() < 5e-2
         assert abs(half.norm() / exact.norm() - 1) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learner": "anil", "estimator": "reptile"}, "trains nothing with learner='anil'"),
+        ({"learner": "maml", "estimator": "reptile", "inner_rule": "meta_sgd"}, "cannot train the rates of"),
+        ({"learner": "reptile", "inner_rule": "step_rates"}, "cannot train the rates of"),
+        ({"adapter": "full", "frozen_dtype": "bfloat16"}, "no matrix is frozen"),
+        ({"frozen_dtype": "float16"}, "frozen_dtype='float16'"),
+    ],
+)
+def test_settings_that_would_train_nothing_or_change_nothing(bert_folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_learner(tiny_config(bert_folder, **settings))
+
+
+def test_gradient_checkpointing_in_the_backbone_changes_no_gradient(bert_folder):
+    learner, params = learner_and_params(bert_folder, learner="maml", inner_steps=3)
+    module = learner.model.module
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    episodes, runs = [random_episode(COUNTS)], []
+    layer = module.get_base_model().encoder.layer[0]
+    layer.attention.register_forward_hook(lambda *_: runs.append(1))
+    module.train()
+    for chunk in (None, 1):
+        learner.chunk = chunk
+        expected = learner.meta_grad(params, episodes).grads
+        plain = len(runs)
+        with warnings.catch_warnings():
+            # transformers is renaming it.
+            warnings.simplefilter("ignore", FutureWarning)
+            module.get_base_model().gradient_checkpointing_enable()
+            found = learner.meta_grad(params, episodes).grads
+            module.get_base_model().gradient_checkpointing_disable()
+        assert_equal(found, expected)
+        assert len(runs) > 2 * plain, "layers were run again"
+        runs.clear()
+
+
+def test_a_trunk_is_remembered_for_a_task_and_no_longer(bert_folder):
+    config = LoraConfig(r=2, target_modules=["query", "value"], layers_to_transform=[1])
+    settings = tiny_config(bert_folder, learner="maml", inner_steps=2)
+    learner = build_learner(settings, FewShotModel.build(settings, config))
+    params, episode = learner.init_params(), random_episode(COUNTS)
+    trunk, seen = learner.model.trunk, []
+    run = trunk._run
+    trunk._run = lambda inputs: seen.append(1) or run(inputs)
+    learner.meta_grad(params, [episode])
+    learner.adapt(params, episode.support)
+    assert len(seen) == 3
+    assert not trunk._known
+    learner.predict(params, learner.adapt(params, episode.support), episode.query)
+    assert not trunk._known
+
+
+def test_where_exactness_is_impossible_it_is_said(bert_folder):
+    def learner_with(attention, **settings):
+        config = tiny_config(bert_folder, learner="maml", **settings)
+        module = AutoModel.from_pretrained(bert_folder, attn_implementation=attention).eval().requires_grad_(False)
+        adapted = get_peft_model(module, LoraConfig(r=2, target_modules=["query", "value"])).eval()
+        return build_learner(config, FewShotModel(adapted, None, config))
+
+    episodes = [random_episode(COUNTS)]
+    fused = learner_with("sdpa")
+    params = {n: v + 0.1 if "lora_B" in n else v for n, v in fused.init_params().items()}
+    with pytest.raises(
+        NotImplementedError, match=r"impossible: .*derivative for .* Load the .*estimator='first_order'"
+    ):
+        fused.meta_grad(params, episodes)
+    # One derivative there is.
+    found, expected = (
+        learner_with(attention, estimator="first_order").meta_grad(params, episodes).grads
+        for attention in ("sdpa", ATTENTION)
+    )
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)

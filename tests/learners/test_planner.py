@@ -1,12 +1,15 @@
 """The planner: arithmetic on figures of short loops, and one real trial."""
 
+import subprocess
+
 import pytest
+from transformers import BertConfig, BertModel
 
 from fewshot_nlp import plan
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Option, Plan, _plan, example_episode
-from tests.tiny import tiny_config
+from tests.tiny import SPECIAL, WORDS, tiny_config, tiny_tokenizer
 
 GB = 2**30
 
@@ -118,6 +121,48 @@ def test_a_real_trial(bert_folder, settings, ways):
     assert found.chosen in found.options
 
 
-def test_a_trial_that_fails_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match="trial of this setting failed: OSError: Cannot load the backbone"):
+@pytest.mark.slow
+def test_more_steps_in_memory_take_more_of_it(tmp_path):
+    """On a model large enough that its graphs are more than noise."""
+    config = BertConfig(
+        vocab_size=len(SPECIAL + WORDS), hidden_size=96, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=384,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = tiny_config(str(tmp_path), learner="maml", adapter="lora", inner_steps=8)
+    found = plan(settings, n_way=5, k_shot=4, n_query=4, tokens=16)
+    by_size = {option.steps_in_memory: option for option in found.options if option.estimator == "exact"}
+    assert by_size[8].memory_gb > 2 * by_size[1].memory_gb > 0.004
+    assert by_size[8].seconds < by_size[1].seconds, "nothing is run twice"
+    learner = build_learner(settings)
+    episode = example_episode(learner, 5, 4, 4, [16], seed=1)
+    held = learner.steps_in_memory(episode.support)
+    assert held >= 8
+    assert found.chosen == by_size[8]
+
+
+def test_settings_that_no_learner_can_have_are_refused_as_they_are_elsewhere(tmp_path, bert_folder):
+    with pytest.raises(OSError, match=r"^Cannot load the backbone"):
         plan(FewShotConfig(model_name_or_path=str(tmp_path / "nothing")))
+    with pytest.raises(ValueError, match=r"^learner='anil' adapts the head alone"):
+        plan(tiny_config(bert_folder, learner="anil", head="prototype"))
+
+
+def test_a_trial_that_dies_is_told_from_one_that_is_refused(bert_folder, monkeypatch):
+    def died(code, said=""):
+        return lambda *_, **__: subprocess.CompletedProcess([], code, "", said)
+
+    monkeypatch.setattr(subprocess, "run", died(-9))
+    with pytest.raises(RuntimeError, match="killed, most likely for want of memory"):
+        plan(tiny_config(bert_folder))
+    monkeypatch.setattr(subprocess, "run", died(1, "Traceback\nTypeError: no"))
+    with pytest.raises(RuntimeError, match="trial failed: TypeError: no"):
+        plan(tiny_config(bert_folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"learner": "anil"}, {"learner": "maml", "inner_rule": "meta_sgd"}])
+def test_reptile_is_not_proposed_where_it_would_train_nothing(bert_folder, settings):
+    found = plan(tiny_config(bert_folder, inner_steps=2, **settings), n_way=2, k_shot=1, n_query=1, tokens=200)
+    assert {option.estimator for option in found.options} == {"exact", "first_order"}

@@ -250,6 +250,22 @@ def test_another_method_is_not_resumed(tmp_path):
         toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tmp_path):
+    learner = ToyLearner()
+    learner.config = FewShotConfig()
+    toy_trainer(tmp_path, learner, **SAVING).train()
+    for path in tmp_path.rglob("*.json"):
+        text = path.read_text()
+        if '"use_label_names"' in text:
+            content = json.loads(text)
+            del content["run"]["use_label_names"], content["run"]["frozen_dtype"]
+            path.write_text(json.dumps(content))
+    assert toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True).global_step == 7
+    learner.config = FewShotConfig(use_label_names=True)
+    with pytest.raises(ValueError, match="trained with use_label_names=False, and this run has use_label_names=True"):
+        toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True)
+
+
 def test_nothing_to_resume_from_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no sound checkpoint"):
         toy_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)

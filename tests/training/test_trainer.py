@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.training import FewShotTrainer
 from tests.training.toy import ToyLearner, ToySampler, mean_gradient, toy_args, toy_reader, toy_trainer
 
@@ -295,6 +296,21 @@ def test_learner_without_parameters_is_an_error(tmp_path):
 
     with pytest.raises(ValueError, match="no parameters to train"):
         toy_trainer(tmp_path, Empty())
+
+
+def test_a_reader_that_leaves_out_the_names_a_learner_is_to_read_is_an_error(tmp_path):
+    class Reader:
+        use_label_names = False
+
+        def __call__(self, spec):
+            return toy_reader(spec)
+
+    learner, reader = ToyLearner(), Reader()
+    learner.config = FewShotConfig(use_label_names=True)
+    with pytest.raises(ValueError, match=r"use_label_names=True, and the reader False.* to EpisodeReader, too"):
+        FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
+    reader.use_label_names = True
+    FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
 
 
 def test_validation_without_samplers_or_with_an_unknown_metric_is_an_error(tmp_path):

@@ -42,7 +42,14 @@ def test_the_largest_episode_and_the_texts_of_the_data(tiny, monkeypatch):
     monkeypatch.setattr("fewshot_nlp.cli.plan.plan", lambda config, **shape: seen.update(shape) or _least())
     argv = [*tiny, "--max_k_shot", "3", "--max_n_way", "4", "--gradient_accumulation_steps", "3"]
     predict(parse([*argv, "--use_label_names", "true"]))
-    assert {**seen, "tokens": None} == {"n_way": 4, "k_shot": 4, "n_query": 2, "tokens": None, "meta_batch_size": 6}
+    assert {**seen, "tokens": None} == {
+        "n_way": 4,
+        "k_shot": 4,
+        "n_query": 2,
+        "tokens": None,
+        "meta_batch_size": 6,
+        "device": "cpu",
+    }
     # Five words and a number, between two special tokens.
     assert set(seen["tokens"]) == {8}
 

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, find_checkpoint, read_checkpoint
+from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, find_checkpoint, read_checkpoint, resume
 from fewshot_nlp.training.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, write_checkpoint
 from tests.training.toy import ToyLearner, ToySampler, toy_args, toy_reader, toy_trainer
 
@@ -250,16 +250,15 @@ def test_another_method_is_not_resumed(tmp_path):
         toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tmp_path):
+def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tmp_path, monkeypatch):
+    def before(trainer, run_of=resume._run_of):
+        return {k: v for k, v in run_of(trainer).items() if k not in ("use_label_names", "frozen_dtype")}
+
     learner = ToyLearner()
     learner.config = FewShotConfig()
-    toy_trainer(tmp_path, learner, **SAVING).train()
-    for path in tmp_path.rglob("*.json"):
-        text = path.read_text()
-        if '"use_label_names"' in text:
-            content = json.loads(text)
-            del content["run"]["use_label_names"], content["run"]["frozen_dtype"]
-            path.write_text(json.dumps(content))
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "_run_of", before)
+        toy_trainer(tmp_path, learner, **SAVING).train()
     assert toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True).global_step == 7
     learner.config = FewShotConfig(use_label_names=True)
     with pytest.raises(ValueError, match="trained with use_label_names=False, and this run has use_label_names=True"):

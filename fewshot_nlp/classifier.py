@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
-from fewshot_nlp.data.columns import readable
-from fewshot_nlp.data.encode import TextEncoder
+from fewshot_nlp.data.columns import has_words, readable
+from fewshot_nlp.data.encode import TextEncoder, labelled
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
@@ -109,9 +109,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)
-        if learner.config.use_label_names:
-            texts, labels = _with_names(texts, labels, classes)
-        support = Batch(encoder(texts), torch.from_numpy(labels), len(classes)).to(device)
+        names = _names(classes) if learner.config.use_label_names else []
+        support = labelled(encoder(texts + names), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
         self._encoder, self._device = encoder, device
@@ -235,16 +234,15 @@ def _check_texts(X: Any) -> list[str]:
     return texts
 
 
-def _with_names(texts: list[str], labels: np.ndarray, classes: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Examples and labels with the name of each class as one more; ``ValueError`` where labels are no words."""
+def _names(classes: np.ndarray) -> list[str]:
+    """What the classes are called in words; ``ValueError`` where a label is no word."""
     for label in classes.tolist():
-        if not isinstance(label, str) or not any(map(str.isalpha, label)):
+        if not isinstance(label, str) or not has_words(label):
             raise ValueError(
                 f"The label {label!r} has no words, and this adapter was trained to read the names of classes "
                 f"(use_label_names). Use names as labels, or an adapter that does without."
             )
-    names = [readable(label) for label in classes.tolist()]
-    return texts + names, np.concatenate([labels, np.arange(len(classes))])
+    return [readable(label) for label in classes.tolist()]
 
 
 def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,29 @@ POOLINGS = ("mean", "cls")
 HEADS = ("prototype", "linear")
 HEAD_INITS = ("zero", "prototype")
 DISTANCES = ("cosine", "euclidean")
-LEARNERS = ("maml", "fomaml", "anil", "reptile", "protonet")
+#: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
+#: is a line here.
+LEARNERS: dict[str, str | type] = {
+    "maml": "fewshot_nlp.learners.maml:MAML",
+    "fomaml": "fewshot_nlp.learners.fomaml:FOMAML",
+    "anil": "fewshot_nlp.learners.anil:ANIL",
+    "reptile": "fewshot_nlp.learners.reptile:Reptile",
+    "protonet": "fewshot_nlp.learners.protonet:ProtoNet",
+    "protomaml": "fewshot_nlp.learners.protomaml:ProtoMAML",
+    "boil": "fewshot_nlp.learners.boil:BOIL",
+    "cavia": "fewshot_nlp.learners.cavia:CAVIA",
+    "meta_sgd": "fewshot_nlp.learners.meta_sgd:MetaSGD",
+    "mamlpp": "fewshot_nlp.learners.mamlpp:MAMLPlusPlus",
+    "imaml": "fewshot_nlp.learners.imaml:IMAML",
+    "normalised_reptile": "fewshot_nlp.learners.normalised:NormalisedReptile",
+}
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")
 ESTIMATORS = ("exact", "first_order", "truncated", "implicit", "reptile")
 DUPLICATES = ("error", "drop", "keep")
 
 
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known. Use one of: {', '.join(allowed)}.")
@@ -70,7 +86,10 @@ class FewShotConfig:
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
 
     use_label_names: bool = field(
-        default=False, metadata={"help": "Add the name of each class, in words, to its support examples."}
+        default=False, metadata={"help": "Give the name of each class, in words, beside its support examples."}
+    )
+    label_name_weight: int = field(
+        default=1, metadata={"help": "How many support examples the name of a class counts for, where it is used."}
     )
 
     adapter: str = field(default="prompt_tuning", metadata={"help": f"What is trained: {', '.join(ADAPTERS)}."})
@@ -92,6 +111,9 @@ class FewShotConfig:
     head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
 
     learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
+    learner_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of the method's own, by name, as its class documents them."}
+    )
     inner_rule: str = field(
         default="sgd", metadata={"help": f"Update rule of the inner loop: {', '.join(INNER_RULES)}."}
     )
@@ -146,8 +168,11 @@ class FewShotConfig:
         choice("head_init", self.head_init, HEAD_INITS)
         choice("distance", self.distance, DISTANCES)
         choice("learner", self.learner, LEARNERS)
+        if self.learner_kwargs is not None and not isinstance(self.learner_kwargs, dict):
+            raise ValueError(f"learner_kwargs={self.learner_kwargs!r} must be settings by name, such as {{slots: 64}}.")
         choice("inner_rule", self.inner_rule, INNER_RULES)
         at_least("max_length", self.max_length, 1)
+        at_least("label_name_weight", self.label_name_weight, 1)
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         at_least("lora_r", self.lora_r, 1)
         at_least("lora_alpha", self.lora_alpha, 1)
@@ -272,6 +297,11 @@ class EpisodeConfig:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:
             at_least("eval_k_shots", shot, 1)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Way and shot of the largest training episode."""
+        return self.max_n_way or self.n_way, self.max_k_shot or self.k_shot
 
     def _check_mixture(self) -> None:
         names, weights = self.mixture_dataset_names, self.mixture_weights

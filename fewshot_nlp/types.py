@@ -5,7 +5,7 @@ Data flows one way: data set -> pool -> spec -> episode -> batch -> learner -> g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,26 +63,40 @@ class Batch:
             ``attention_mask``, both ``[n, length]``.
         labels: ``[n]`` int64 in ``[0, n_way)``, or ``OUT_OF_SCOPE``.
         n_way: number of classes of the task.
+        names: the names of the classes in words, encoded as ``inputs`` are and to the same length, one row a class in
+            the order of the labels; only of a support set, and only where the learner is to know them.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     n_way: int
+    names: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=moved, labels=self.labels.to(device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def recordable(self) -> Batch:
         """The same batch as autograd can record it, also where it was made in inference mode."""
         if not self.labels.is_inference():
             return self
         with torch.inference_mode(False):
-            copies = {name: tensor.clone() for name, tensor in self.inputs.items()}
-            return replace(self, inputs=copies, labels=self.labels.clone())
+            return self._map(torch.clone)
+
+    def with_names_as_examples(self, weight: int) -> Batch:
+        """The same batch with ``names`` as further examples, each of them ``weight`` times, and without ``names``."""
+        if self.names is None:
+            return self
+        inputs = {name: torch.cat([rows, *[self.names[name]] * weight]) for name, rows in self.inputs.items()}
+        labels = torch.arange(self.n_way, device=self.labels.device).repeat(weight)
+        return Batch(inputs, torch.cat([self.labels, labels]), self.n_way)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
+        names = self.names and {name: function(tensor) for name, tensor in self.names.items()}
+        return Batch(inputs, function(self.labels), self.n_way, names)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_network
 
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny random BERT with its tokenizer."""
     return tiny_bert(Path(tmp_path_factory.mktemp("tiny-bert")))
+
+
+@pytest.fixture(scope="session")
+def folders(bert_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny random backbones by what they take: text, vectors or images."""
+    networks = {kind: tiny_network(Path(tmp_path_factory.mktemp(kind)), kind) for kind in ("vector", "image")}
+    return {"text": bert_folder, **networks}
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.models.scratch import Conv4Config, Conv4Model, MLPConfig, MLPModel
 from fewshot_nlp.types import Batch, Episode, EpisodeSpec
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -48,11 +49,31 @@ def tiny_bert(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
-def random_batch(counts: list[int], seed: int = 0, length: int = 6) -> Batch:
-    """Random token ids with padding; ``counts[c]`` examples of class ``c``, whose first word tells the class."""
+def tiny_network(folder: Path, kind: str, norm: str = "group") -> str:
+    """Save a small network from scratch, for ``kind`` ``"vector"`` or ``"image"``; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "vector":
+            MLPModel(MLPConfig(input_size=3, hidden_size=HIDDEN)).save_pretrained(folder)
+        else:
+            Conv4Model(Conv4Config(image_size=16, num_filters=6, norm=norm)).save_pretrained(folder)
+    return str(folder)
+
+
+def random_batch(
+    counts: list[int], seed: int = 0, length: int = 6, kind: str = "text", dtype: torch.dtype = torch.float64
+) -> Batch:
+    """Random token ids with padding; ``counts[c]`` examples of class ``c``, whose first word tells the class. Or
+    random vectors or images, whose mean tells it."""
     rng = torch.Generator().manual_seed(seed)
     total = sum(counts)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    if kind != "text":
+        shape = (3,) if kind == "vector" else (1, 16, 16)
+        means = torch.randn(len(counts), *shape, generator=rng, dtype=torch.float64)
+        values = means[labels] + torch.randn(total, *shape, generator=rng, dtype=torch.float64)
+        name = "values" if kind == "vector" else "pixel_values"
+        return Batch({name: values.to(dtype)}, labels, len(counts))
     ids = torch.randint(len(SPECIAL), len(SPECIAL + WORDS), (total, length), generator=rng)
     ids[:, 0] = SPECIAL.index("[CLS]")
     ids[:, 1] = len(SPECIAL) + labels
@@ -62,14 +83,19 @@ def random_batch(counts: list[int], seed: int = 0, length: int = 6) -> Batch:
     return Batch({"input_ids": ids * mask, "attention_mask": mask}, labels, len(counts))
 
 
-def random_episode(counts: list[int], n_query: int = 2, seed: int = 0) -> Episode:
-    """An episode of random token ids with unequal class counts in its support set."""
+def random_episode(
+    counts: list[int], n_query: int = 2, seed: int = 0, kind: str = "text", dtype: torch.dtype = torch.float64
+) -> Episode:
+    """An episode of random inputs with unequal class counts in its support set."""
     spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
-    support = random_batch(counts, seed=2 * seed)
-    return Episode(spec, support, random_batch([n_query] * len(counts), seed=2 * seed + 1, length=5))
+    support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype)
+    return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype))
 
 
 def tiny_config(folder: str, **settings: object) -> FewShotConfig:
     """Settings of a learner on the backbone in ``folder`` that moves visibly in few steps."""
     defaults: dict = {"adapter": "lora", "lora_r": 2, "inner_steps": 2, "inner_learning_rate": 0.5, "head_scale": 4.0}
+    if not (Path(folder) / "tokenizer.json").is_file() and settings.get("adapter") != "none":
+        # A network from scratch is trained as a whole.
+        defaults, settings = {**defaults, "adapter": "full"}, {k: v for k, v in settings.items() if k != "adapter"}
     return FewShotConfig(model_name_or_path=folder, **{**defaults, **settings})

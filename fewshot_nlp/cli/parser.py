@@ -7,11 +7,12 @@ Python.
 from __future__ import annotations
 
 import difflib
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NamedTuple, NoReturn, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -112,10 +113,22 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 class _Parser(HfArgumentParser):
-    """Errors are raised as ``ValueError`` instead of a page of usage."""
+    """Errors are raised as ``ValueError`` instead of a page of usage; a setting that is an object is given as JSON."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        if get_origin(kwargs.get("type")) is dict:
+            kwargs["type"] = _json_object
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{text!r} is no JSON object")
+    return found
 
 
 def _without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -51,10 +51,11 @@ def predict(settings: Settings) -> tuple[Plan, str]:
     lengths = [len(ids) for ids in encoder.tokenize(texts)]
     # Short and long ones mixed, as in episodes.
     random.Random(0).shuffle(lengths)
+    n_way, k_shot = episodes.largest
     out_of_scope = -(-episodes.n_out_of_scope // episodes.n_way)
     shape = {
-        "n_way": episodes.max_n_way or episodes.n_way,
-        "k_shot": (episodes.max_k_shot or episodes.k_shot) + config.use_label_names,
+        "n_way": n_way,
+        "k_shot": k_shot + (config.label_name_weight if config.use_label_names else 0),
         "n_query": episodes.n_query + out_of_scope,
     }
     device = "cpu" if args.use_cpu else None

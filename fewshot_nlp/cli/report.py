@@ -13,7 +13,7 @@ from torch import Tensor
 from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import Pool
 from fewshot_nlp.evaluation import results_table
-from fewshot_nlp.learners import BaseLearner, GradientLearner
+from fewshot_nlp.learners import BaseLearner, GradientLearner, learner_class
 from fewshot_nlp.types import Batch
 
 #: What a reader of a terminal takes in at a glance; the rest is in the folder.
@@ -28,9 +28,8 @@ FILES = {
 
 def method_name(settings: Settings) -> str:
     """``MAML on prompt_tuning``."""
-    names = {"protonet": "ProtoNet", "reptile": "Reptile"}
-    learner, adapter = settings.config.learner, settings.config.adapter
-    return f"{names.get(learner, learner.upper())} on {adapter if adapter != 'none' else 'its head alone'}"
+    name, adapter = learner_class(settings.config.learner).__name__, settings.config.adapter
+    return f"{name} on {adapter if adapter != 'none' else 'its head alone'}"
 
 
 def announce(
@@ -51,7 +50,7 @@ def announce(
     trained = sum(value.numel() for value in params.values())
     shots = f"{episodes.k_shot}" + (f" to {episodes.max_k_shot}" if episodes.max_k_shot else "")
     ways = f"{episodes.n_way}" + (f" to {episodes.max_n_way}" if episodes.max_n_way else "")
-    shots += "-shot, class names are examples, too" if config.use_label_names else "-shot"
+    shots += "-shot, class names are known" if config.use_label_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
     lines = {
@@ -60,7 +59,7 @@ def announce(
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",
         "method": f"{method_name(settings)}, {config.head} head"
-        + (f", {config.inner_steps} inner steps" if config.learner != "protonet" else ""),
+        + (f", {config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
         **({"gradient": _gradient(settings, learner)} if isinstance(learner, GradientLearner) else {}),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }
@@ -94,7 +93,7 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
 def _gradient(settings: Settings, learner: GradientLearner) -> str:
     """How the meta-gradient of the largest task is computed."""
     config, episodes, _ = settings
-    n_way, k_shot = episodes.max_n_way or episodes.n_way, episodes.max_k_shot or episodes.k_shot
+    n_way, k_shot = episodes.largest
     ids = torch.zeros(n_way * k_shot, config.max_length, dtype=torch.long, device=learner.model.device)
     return learner.describe(Batch({"input_ids": ids, "attention_mask": ids + 1}, ids[:, 0], n_way))
 

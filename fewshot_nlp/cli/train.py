@@ -195,10 +195,10 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _baselines(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str, Learner]:
     """What the result is shown beside; every one of them starts from the untrained backbone."""
-    features = FrozenFeatures(learner.model)
+    frozen = FrozenFeatures(learner.model), learner.config.label_name_weight
     found: dict[str, Learner] = {
-        "prototypes": FrozenPrototypes(features),
-        "logistic_regression": LogisticRegression(features),
+        "prototypes": FrozenPrototypes(*frozen),
+        "logistic_regression": LogisticRegression(*frozen),
     }
     if learner.model.trainable:
         found["fine_tuning"] = FineTuning.like(learner, args.baseline_steps, args.baseline_learning_rate)

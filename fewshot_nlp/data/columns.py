@@ -68,6 +68,11 @@ def readable(name: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", words).lower().split()) or name
 
 
+def has_words(name: str) -> bool:
+    """Whether a class name tells a reader anything: ``lost_card`` does, ``17`` does not."""
+    return any(map(str.isalpha, name))
+
+
 def remarks(dataset: Dataset, column: str) -> list[str]:
     """What ``column`` says about every row; ``""`` where it says nothing."""
     return [(name or "").strip() for _, name in _named_values(dataset, column)]

@@ -97,7 +97,7 @@ class EpisodeReader:
         pools: a pool, several, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
         encoder: how texts become tensors.
         cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
-        use_label_names: add the readable name of each class to its support examples.
+        use_label_names: give the readable names of the classes with the support set.
 
     Raises:
         ValueError: two pools of one address, or names to use that have no words.
@@ -121,8 +121,7 @@ class EpisodeReader:
         self._token_ids: OrderedDict[Key, list[int]] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
-        """The episode at ``spec``: examples class by class, then the names of the classes if they are used; queries
-        out of scope last.
+        """The episode at ``spec``: examples class by class, queries out of scope last.
 
         Raises:
             ValueError: the spec is of another pool.
@@ -134,17 +133,17 @@ class EpisodeReader:
         support: list[int | str] = [row for rows in spec.support for row in rows]
         query: list[int | str] = [*(row for rows in spec.query for row in rows), *spec.out_of_scope]
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
-        if self.use_label_names:
-            support += spec.classes
-            support_labels += range(spec.n_way)
+        names = list(spec.classes) if self.use_label_names else []
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
-            spec, self._batch(pool, support, support_labels, spec), self._batch(pool, query, query_labels, spec)
+            spec, self._batch(pool, support, support_labels, spec, names), self._batch(pool, query, query_labels, spec)
         )
 
-    def _batch(self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec) -> Batch:
-        keys = [(pool.name, pool.split, example) for example in examples]
+    def _batch(
+        self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec, names: Sequence[str] = ()
+    ) -> Batch:
+        keys: list[Key] = [(pool.name, pool.split, example) for example in [*examples, *names]]
         missing = list(dict.fromkeys(key for key in keys if key not in self._token_ids))
         fresh: dict[Key, list[int]] = {}
         if missing:
@@ -156,7 +155,7 @@ class EpisodeReader:
             fresh = dict(zip(missing, self.encoder.tokenize(found), strict=True))
         inputs = self.encoder.pad([fresh[key] if key in fresh else self._token_ids[key] for key in keys])
         self._remember(keys, fresh)
-        return Batch(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
+        return labelled(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
 
     def _remember(self, keys: list[Key], fresh: dict[Key, list[int]]) -> None:
         self._token_ids.update(fresh)
@@ -164,6 +163,13 @@ class EpisodeReader:
             self._token_ids.move_to_end(key)
         while len(self._token_ids) > self.cache_size:
             self._token_ids.popitem(last=False)
+
+
+def labelled(inputs: dict[str, Tensor], labels: Tensor, n_way: int) -> Batch:
+    """A batch of the first rows of ``inputs``, one a label; rows beyond them are the names of the classes."""
+    n = len(labels)
+    names = {name: rows[n:] for name, rows in inputs.items()} if len(next(iter(inputs.values()))) > n else None
+    return Batch({name: rows[:n] for name, rows in inputs.items()}, labels, n_way, names)
 
 
 def _check_names(pool: Pool) -> None:

@@ -222,7 +222,8 @@ class FewShotAdapter:
                     backbone.save_pretrained(folder)
             tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in rest.items()}
             save_file(tensors, folder / PARAMS_NAME, metadata={"format": "pt"})
-            model.tokenizer.save_pretrained(folder)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(folder)
             if self.info.learning_curve is not None:
                 _copy_curve(Path(self.info.learning_curve), folder)
             model_card(self.config, self.info).save(folder / "README.md")

@@ -15,18 +15,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import AdapterInfo
+from fewshot_nlp.learners import learner_class
 
 CURVE_NAME = "learning_curve.png"
 #: Names longer than this, and lists longer than that, would bury the page; all of them are in fewshot_config.json.
 MAX_NAME_LENGTH, MAX_NAMES = 80, 60
 
-METHODS = {
-    "maml": "MAML with exact second-order gradients ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))",
-    "fomaml": "first-order MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))",
-    "anil": "ANIL ([Raghu et al. 2020](https://arxiv.org/abs/1909.09157))",
-    "reptile": "Reptile ([Nichol et al. 2018](https://arxiv.org/abs/1803.02999))",
-    "protonet": "prototypical networks ([Snell et al. 2017](https://arxiv.org/abs/1703.05175))",
-}
 ADAPTER_NAMES = {
     "prompt_tuning": "A soft prompt (prompt tuning)",
     "p_tuning": "A soft prompt (P-tuning)",
@@ -151,7 +145,7 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
 
 
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
-    method = METHODS.get(config.learner, f"`{config.learner}`")
+    method = learner_class(config.learner).title or f"`{config.learner}`"
     text = (
         f"{ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {method} so "
         "that a handful of examples a class teach it a new text classification task."

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.learners.anil import ANIL
+from fewshot_nlp.config import LEARNERS, FewShotConfig
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.baselines import FineTuning, FrozenPrototypes, LogisticRegression
-from fewshot_nlp.learners.fomaml import FOMAML
 from fewshot_nlp.learners.gradient import GradientLearner
-from fewshot_nlp.learners.maml import MAML
-from fewshot_nlp.learners.protonet import ProtoNet
-from fewshot_nlp.learners.reptile import Reptile
 from fewshot_nlp.models.model import FewShotModel
 
-LEARNER_CLASSES: dict[str, type[BaseLearner]] = {
-    "maml": MAML,
-    "fomaml": FOMAML,
-    "anil": ANIL,
-    "reptile": Reptile,
-    "protonet": ProtoNet,
-}
-
 __all__ = [
-    "ANIL",
-    "FOMAML",
-    "LEARNER_CLASSES",
-    "MAML",
     "BaseLearner",
     "FineTuning",
     "FrozenPrototypes",
     "GradientLearner",
     "LogisticRegression",
-    "ProtoNet",
-    "Reptile",
     "build_learner",
+    "learner_class",
 ]
+
+
+def learner_class(name: str) -> type[BaseLearner]:
+    """The class of the learner that ``config.LEARNERS`` lists as ``name``."""
+    home = LEARNERS[name]
+    if isinstance(home, str):
+        module, _, attribute = home.partition(":")
+        home = getattr(importlib.import_module(module), attribute)
+    return home
 
 
 def build_learner(
@@ -48,7 +40,7 @@ def build_learner(
         config: checked settings.
         model: an already loaded model; loaded from ``config`` if not given.
         peft_config: a PEFT configuration object to use instead of ``config.adapter``.
-        seed: of the adapter's random start.
+        seed: of the random start of the adapter and of the learner's own networks.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -56,4 +48,4 @@ def build_learner(
     """
     if model is None:
         model = FewShotModel.build(config, peft_config, seed)
-    return LEARNER_CLASSES[config.learner](config, model)
+    return learner_class(config.learner)(config, model)

@@ -12,4 +12,5 @@ from fewshot_nlp.learners.gradient import GradientLearner
 class ANIL(GradientLearner):
     """MAML whose inner loop changes the head alone; needs ``head="linear"``."""
 
+    title = "ANIL ([Raghu et al. 2020](https://arxiv.org/abs/1909.09157))"
     fast_body = False

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.config import FewShotConfig, from_mapping
 from fewshot_nlp.functional.call import check_names
+from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
@@ -31,24 +33,55 @@ def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
 
 
+@dataclass
+class NoOptions:
+    """A method without settings of its own."""
+
+
 class BaseLearner(ABC):
-    """A learner made of a model and a head; a method adds ``_adapt``.
+    """A learner made of a model and a head; a method adds ``_adapt``, and what else it needs.
 
     Attributes:
         model: features under given parameters.
         head: how features become logits.
-        config: the settings both were built from.
+        networks: the method's own modules.
+        config: the settings all were built from.
+        options: the method's own settings.
+        transductive: the answer to a query may depend on the others beside it: by the method, or by the model.
+
+    Raises:
+        ValueError: settings that contradict the method, or ``learner_kwargs`` that it does not know.
     """
 
-    transductive: ClassVar[bool] = False
+    #: The method in words, with a link to its paper, as Markdown.
+    title: ClassVar[str] = ""
+    #: Whether the answer to one query may depend on the others beside it.
+    reads_queries: ClassVar[bool] = False
     #: Whether a task may change the adapter, and with it the features, or its head alone.
     fast_body: ClassVar[bool] = True
+    #: Whether the method answers through ``head``, or in its own way.
+    uses_head: ClassVar[bool] = True
+    #: Whether the method reads ``support.names`` itself. For others the names become support examples.
+    reads_names: ClassVar[bool] = False
+    #: Settings of ``FewShotConfig`` that make the method what it is.
+    implied: ClassVar[Mapping[str, Any]] = {}
+    #: Dataclass of the settings of the method's own, which ``config.learner_kwargs`` gives; it checks them itself.
+    Options: ClassVar[type] = NoOptions
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
-        self.config = config
+        self.config = _with_implied(config, self.implied)
+        self.options: Any = from_mapping(
+            self.Options, config.learner_kwargs or {}, f"learner_kwargs of learner={config.learner!r}"
+        )
         self.model = model
-        self.head: Head = build_head(config)
+        self.transductive = self.reads_queries or model.transductive
+        self.head: Head = build_head(self.config)
+        self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """The method's own modules by name, with random starts; called once, by the constructor."""
+        return {}
 
     def __reduce__(self) -> tuple[type[BaseLearner], tuple[FewShotConfig, FewShotModel]]:
         # Settings and model are all there is to a learner; update rules are closures, which pickle cannot write.
@@ -62,13 +95,17 @@ class BaseLearner(ABC):
             )
 
     def init_params(self) -> dict[str, Tensor]:
-        device = self.model.device
-        return {**self.model.init_params(), **{n: v.to(device) for n, v in self.head.init_params().items()}}
+        own = {**(self.head.init_params() if self.uses_head else {}), **self.networks.init_params()}
+        return {**self.model.init_params(), **{name: value.to(self.model.device) for name, value in own.items()}}
 
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of the meta-parameters."""
         return frozenset(self.init_params())
+
+    def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+        """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of the model's."""
+        return self.model.features(params, inputs)
 
     @abstractmethod
     def _adapt(self, params: Params, support: Batch) -> State:
@@ -77,16 +114,21 @@ class BaseLearner(ABC):
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         with torch.inference_mode(False), torch.enable_grad():
-            state = self._adapt(leaves(params), support.recordable())
+            state = self._adapt(leaves(params), self._known(support))
         return {name: value.detach() for name, value in state.items()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        return self.head.logits(params, state, self.model.features({**params, **state}, query.inputs))
+        return self.head.logits(params, state, self.features({**params, **state}, query.inputs))
+
+    def _known(self, support: Batch) -> Batch:
+        """What the method learns a task from: tensors that autograd can record; names as examples, or as they are."""
+        support = support.recordable()
+        return support if self.reads_names else support.with_names_as_examples(self.config.label_name_weight)
 
     def fixed(self, params: Params) -> BaseLearner:
         """This learner for many tasks under the same ``params``: the same answers, and where no task changes the
         features, each distinct text goes through the backbone once."""
-        if self.fast_body:
+        if self.fast_body or self.model.transductive:
             return self
         return type(self)(self.config, FixedModel(self.model, params))
 
@@ -94,7 +136,10 @@ class BaseLearner(ABC):
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
         check_names(params, self.names)
         with self.model.frozen_in(self.config.frozen_dtype):
-            parts = [self._episode_grad(params, episode) for episode in episodes]
+            parts = [
+                self._episode_grad(params, replace(episode, support=self._known(episode.support)))
+                for episode in episodes
+            ]
         if not parts:
             zero = next(iter(params.values())).new_zeros(())
             return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)
@@ -112,3 +157,16 @@ class BaseLearner(ABC):
     def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
         labels = episode.query.labels
         return MetaGrad(grads, episode_loss(logits, labels), episode_accuracy(logits, labels), 1, [logits])
+
+
+def _with_implied(config: FewShotConfig, implied: Mapping[str, Any]) -> FewShotConfig:
+    """``config`` with what the method implies in place of what was left at its default."""
+    defaults = {each.name: each.default for each in fields(FewShotConfig)}
+    for name, value in implied.items():
+        given = getattr(config, name)
+        if given not in (value, defaults[name]):
+            raise ValueError(
+                f"{name}={given!r} contradicts learner={config.learner!r}, which is {name}={value!r}. Leave {name} "
+                f"out, or use another learner."
+            )
+    return replace(config, **implied)

@@ -24,8 +24,14 @@ class _FrozenLearner:
 
     transductive = False
 
-    def __init__(self, features: FrozenFeatures) -> None:
+    def __init__(self, features: FrozenFeatures, label_name_weight: int = 1) -> None:
         self.features = features
+        self.label_name_weight = label_name_weight
+
+    def _known(self, support: Batch) -> tuple[Tensor, Tensor]:
+        """Features and labels of the support set; names of classes, where there are any, are examples, too."""
+        support = support.with_names_as_examples(self.label_name_weight)
+        return self.features(support.inputs), support.labels
 
     def init_params(self) -> dict[str, Tensor]:
         return {}
@@ -38,7 +44,7 @@ class FrozenPrototypes(_FrozenLearner):
     """Cosine similarity to the class means of frozen features: the untrained-prototype baseline."""
 
     def adapt(self, params: Params, support: Batch) -> State:
-        return class_means(self.features(support.inputs), support.labels, support.n_way)
+        return class_means(*self._known(support), support.n_way)
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         features = self.features(query.inputs)
@@ -52,7 +58,8 @@ class LogisticRegression(_FrozenLearner):
 
     def adapt(self, params: Params, support: Batch) -> State:
         model = SklearnLogisticRegression(C=10.0, max_iter=1000)
-        return model.fit(self.features(support.inputs).cpu().numpy(), support.labels.cpu().numpy())
+        features, labels = self._known(support)
+        return model.fit(features.cpu().numpy(), labels.cpu().numpy())
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         scores = state.predict_log_proba(self.features(query.inputs).cpu().numpy())

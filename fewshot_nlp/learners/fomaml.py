@@ -12,4 +12,5 @@ from fewshot_nlp.learners.gradient import GradientLearner
 class FOMAML(GradientLearner):
     """First-order MAML over the adapter and the head."""
 
+    title = "first-order MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))"
     estimator = "first_order"

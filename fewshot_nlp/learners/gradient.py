@@ -17,12 +17,14 @@ from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
+from fewshot_nlp.functional.networks import PREFIX as NETWORKS
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
+HEAD = "head."
 #: Names in a carry's slots: the support features, for learners that never change them; where the head started.
 FEATURES = "features"
 START = "start."
@@ -50,17 +52,18 @@ class GradientLearner(BaseLearner):
                 f"learner={config.learner!r} adapts the head alone, and head={config.head!r} has no weights to adapt. "
                 f"Use head='linear', or learner='protonet'."
             )
-        if self.fast_body and not model.trainable:
+        if self.fast_body and not self._body(super().init_params()):
             raise ValueError(
                 f"learner={config.learner!r} adapts the adapter, and adapter={config.adapter!r} has none. "
                 f"Use adapter='prompt_tuning', 'lora' or 'full', or learner='protonet'."
             )
-        if (config.estimator or self.estimator) == "implicit" and not config.proximal:
+        config = self.config
+        if self.estimator_name == "implicit" and not config.proximal:
             raise ValueError("estimator='implicit' needs proximal above 0, which makes the inner problem well posed.")
         head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.rule = build_rule(
             config.inner_rule,
-            {PREFIX: config.inner_learning_rate, "head.": head_rate},
+            {PREFIX: config.inner_learning_rate, HEAD: head_rate, NETWORKS: config.inner_learning_rate},
             steps=config.inner_steps,
             weight_decay=config.inner_weight_decay,
             max_grad_norm=config.inner_max_grad_norm,
@@ -69,12 +72,13 @@ class GradientLearner(BaseLearner):
 
     def _check_reptile(self) -> None:
         """Reptile moves the start of what a task changes towards its end; nothing else has an end to move to."""
-        if (self.config.estimator or self.estimator) != "reptile":
+        if self.estimator_name != "reptile":
             return
-        if not self.fast_body:
+        params = super().init_params()
+        if not self._body(params).keys() & params.keys():
             raise ValueError(
                 f"estimator='reptile' trains nothing with learner={self.config.learner!r}, whose inner loop changes "
-                f"the head alone. Use learner='reptile', or estimator='exact'."
+                f"no meta-parameter. Use learner='reptile', or estimator='exact'."
             )
         if self.rule.learned({PREFIX: torch.zeros(1)}):
             raise ValueError(
@@ -84,18 +88,22 @@ class GradientLearner(BaseLearner):
 
     def _check_step_loss_weights(self) -> None:
         weights, steps = self.config.step_loss_weights, max(self.config.inner_steps, 1)
-        estimator = self.config.estimator or self.estimator
         if weights is None:
             return
         if len(weights) != steps:
             raise ValueError(
                 f"step_loss_weights has {len(weights)} weights, and there are {steps} inner steps. Give one a step."
             )
-        if estimator in ("implicit", "reptile"):
+        if self.estimator_name in ("implicit", "reptile"):
             raise ValueError(
-                f"estimator={estimator!r} looks at the end of the inner loop alone, step_loss_weights at its steps. "
-                f"Use estimator='exact', 'first_order' or 'truncated'."
+                f"estimator={self.estimator_name!r} looks at the end of the inner loop alone, step_loss_weights at its "
+                f"steps. Use estimator='exact', 'first_order' or 'truncated'."
             )
+
+    @property
+    def estimator_name(self) -> str:
+        """How the meta-gradient is estimated."""
+        return self.config.estimator or self.estimator
 
     def init_params(self) -> dict[str, Tensor]:
         params = super().init_params()
@@ -106,7 +114,7 @@ class GradientLearner(BaseLearner):
         return {**params, **self.rule.learned({**self._body(params), **head})}
 
     def _body(self, params: Params) -> dict[str, Tensor]:
-        """The fast weights of the adapter."""
+        """The fast weights that change the features, at their start; they follow from ``params`` alone."""
         return {n: v for n, v in params.items() if n.startswith(PREFIX)} if self.fast_body else {}
 
     def links(self, support: Batch, exact_steps: int | None = None) -> list[Link]:
@@ -130,10 +138,9 @@ class GradientLearner(BaseLearner):
         last bit of a resumed run.
         """
         if self._bytes_per_input is None:
+            text = "attention_mask" in support.inputs
             rows = {
-                name: torch.ones_like(t[:1, :1]).expand(_ROWS, _TOKENS)
-                if t.ndim == 2
-                else t[:1].expand(_ROWS, *t.shape[1:])
+                name: torch.ones_like(t[:1, :1]).expand(_ROWS, _TOKENS) if text else t[:1].expand(_ROWS, *t.shape[1:])
                 for name, t in support.inputs.items()
             }
             batch = Batch(rows, torch.arange(_ROWS, device=support.labels.device) % 2, 2)
@@ -146,7 +153,7 @@ class GradientLearner(BaseLearner):
 
     def describe(self, support: Batch) -> str:
         """How the meta-gradient of a task with such a support set is computed, in words."""
-        estimator, steps = self.config.estimator or self.estimator, self.config.inner_steps
+        estimator, steps = self.estimator_name, self.config.inner_steps
         words = estimator.replace("_", " ")
         if estimator in ("exact", "truncated") and steps > 1:
             chunk = self.chunk or self.steps_in_memory(support)
@@ -172,7 +179,7 @@ class GradientLearner(BaseLearner):
             fast = carry.fast
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
-            features = kept[FEATURES] if FEATURES in kept else self.model.features({**params, **fast}, support.inputs)
+            features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
         grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
         if self.config.proximal and carry is not None:
             start = {n: params[n] if n in params else kept[f"{START}{n}"] for n in fast}
@@ -182,11 +189,12 @@ class GradientLearner(BaseLearner):
 
     def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Fast weights before the first step, and the support features that a head's start is made of."""
-        features = self.model.features(params, support.inputs)
+        body = self._body(params)
+        features = self.features({**params, **body}, support.inputs)
         head = self.head.start(params, features, support.labels, support.n_way) if self.head.fast else {}
         # A start that follows from no parameter, such as zero, is differentiated too.
         made = {name: value.requires_grad_() for name, value in head.items()}
-        return {**self._body(params), **made}, features
+        return {**body, **made}, features
 
     def _inner_gradient(
         self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool
@@ -197,7 +205,7 @@ class GradientLearner(BaseLearner):
         seen = features.view_as(features)
         state = fast if self.head.fast else self.head.start(params, seen, support.labels, support.n_way)
         loss = episode_loss(self.head.logits(params, state, seen), support.labels)
-        body = {name: value for name, value in fast.items() if name.startswith(PREFIX)}
+        body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
         own = [value for name, value in fast.items() if name not in body]
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
         if not body:
@@ -216,7 +224,7 @@ class GradientLearner(BaseLearner):
 
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
-        support = support.recordable()
+        support = self._known(support)
         with self.model.remembering():
             carry = adapt(self.links(support), params)
             with torch.no_grad():
@@ -226,13 +234,13 @@ class GradientLearner(BaseLearner):
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
         if self.head.fast:
             return carry.fast
-        features = self.model.features({**params, **carry.fast}, support.inputs)
+        features = self.features({**params, **carry.fast}, support.inputs)
         return {**carry.fast, **self.head.start(params, features, support.labels, support.n_way)}
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         try:
             with self.model.remembering():
-                return ESTIMATORS[self.config.estimator or self.estimator](self, params, episode)
+                return ESTIMATORS[self.estimator_name](self, params, episode)
         except RuntimeError as error:
             if "derivative for" not in str(error) or "not implemented" not in str(error):
                 raise
@@ -241,6 +249,10 @@ class GradientLearner(BaseLearner):
                 f"backbone with attn_implementation='eager' or by load_backbone, or use estimator='first_order'."
             ) from error
 
+    def displacement(self, params: Params, state: Params) -> dict[str, Tensor]:
+        """What Reptile averages over tasks: for each meta-parameter that the task changed, the start minus the end."""
+        return {name: value - state[name] for name, value in params.items() if name in state}
+
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
         logits = self.predict(params, self._state(params, carry, episode.support), episode.query)
         return episode_loss(logits, episode.query.labels), logits
@@ -248,13 +260,13 @@ class GradientLearner(BaseLearner):
 
 def _inputs(batch: Batch) -> int:
     """Tokens of a batch of texts, padding included, or images of another."""
-    shape = next(iter(batch.inputs.values())).shape
-    return shape[0] * shape[1] if len(shape) == 2 else shape[0]
+    mask = batch.inputs.get("attention_mask")
+    return len(batch) if mask is None else mask.numel()
 
 
 def backpropagated(learner: GradientLearner, params: Params, episode: Episode, exact_steps: int | None) -> MetaGrad:
     """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
-    links, chunk = learner.links(episode.support.recordable(), exact_steps), learner.chunk
+    links, chunk = learner.links(episode.support, exact_steps), learner.chunk
     # Steps that are not differentiated leave no graph to save memory on, and one link has nothing to share it with.
     if chunk is None and len(links) > 1 and (exact_steps != 0 or learner.config.step_loss_weights):
         chunk = learner.steps_in_memory(episode.support, episode.query)
@@ -274,18 +286,17 @@ def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episo
     state = learner.adapt(params, episode.support)
     with torch.no_grad():
         logits = learner.predict(params, state, episode.query)
-        grads = {
-            name: value - state[name] if name in state else torch.zeros_like(value) for name, value in params.items()
-        }
+        moved = learner.displacement(params, state)
+        grads = {name: moved[name] if name in moved else torch.zeros_like(value) for name, value in params.items()}
     return learner._part(grads, logits, episode)
 
 
 def implicit(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
     """iMAML: from the end of the inner loop alone."""
-    support, config = episode.support.recordable(), learner.config
+    support, config = episode.support, learner.config
 
     def slope(theta: Params, fast: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = learner.model.features({**theta, **fast}, support.inputs)
+        features = learner.features({**theta, **fast}, support.inputs)
         return learner._inner_gradient(theta, fast, features, support, create_graph=True)
 
     outcome = implicit_gradient(

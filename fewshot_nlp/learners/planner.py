@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.functional.memory import forget_peak, peak, resident
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
@@ -204,11 +204,11 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     }
     # What the first pass ever brings into memory, weights from their file above all, is the model's.
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
-    idle = _resident(device)
-    _forget_peak(device)
+    idle = resident(device)
+    forget_peak(device)
     if not isinstance(learner, GradientLearner):
         return {**found, "estimators": {"none": _points([(learner, 0)], episode, idle, device)}}
-    estimator, steps = config.estimator or learner.estimator, config.inner_steps
+    estimator, steps = learner.estimator_name, config.inner_steps
     found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support, episode.query)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[BaseLearner, int]]] = {}
@@ -238,7 +238,7 @@ def _points(
         params = _on(learner.init_params(), device)
         runs.append((partial(learner.meta_grad, params, [episode]), partial(_adapt, learner, params, episode)))
         runs[-1][0]()
-        peaks.append(_peak(device) - idle)
+        peaks.append(peak(device) - idle)
     # In turns, and the fastest of each: what else the machine does only ever adds, and not to all alike.
     turns = [[(_seconds(gradient), _seconds(adapt)) for gradient, adapt in runs] for _ in range(TURNS)]
     best = [tuple(map(min, zip(*times, strict=True))) for times in zip(*turns, strict=True)]
@@ -263,30 +263,6 @@ def _seconds(run: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _status(key: str) -> int:
-    """A line of this process's status on Linux, in bytes."""
-    path = Path("/proc/self/status")
-    if not path.is_file():
-        raise OSError("Without a GPU the planner reads memory from /proc, which this system lacks. Use Linux.")
-    return int(path.read_text(encoding="utf-8").split(f"{key}:")[1].split()[0]) * 1024
-
-
-def _resident(device: str) -> int:
-    return _status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated()
-
-
-def _forget_peak(device: str) -> None:
-    """Let the peak be that of what comes, and not of loading the model."""
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    else:
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> int:
-    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":

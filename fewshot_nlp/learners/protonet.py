@@ -14,8 +14,9 @@ from fewshot_nlp.types import Batch, Params, State
 class ProtoNet(BaseLearner):
     """Class means under a trained adapter; with ``head="linear"`` the head starts, and stays, at the prototypes."""
 
+    title = "prototypical networks ([Snell et al. 2017](https://arxiv.org/abs/1703.05175))"
     fast_body = False
 
     def _adapt(self, params: Params, support: Batch) -> State:
-        features = self.model.features(params, support.inputs)
+        features = self.features(params, support.inputs)
         return self.head.start(params, features, support.labels, support.n_way)

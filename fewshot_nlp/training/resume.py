@@ -194,7 +194,7 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
 
 def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
     # A setting that has come since the checkpoint was written had its default.
-    saved = {**_defaults(), **saved}
+    saved = {**FewShotConfig().to_dict(), **saved}
     for name, value in own.items():
         if saved.get(name) == value:
             continue
@@ -207,12 +207,6 @@ def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Pa
             f"{folder} was trained with {name}={saved.get(name)!r}, and this run has {name}={value!r}. Resume with the "
             f"settings of that run, or start anew in another output_dir."
         )
-
-
-def _defaults() -> dict[str, Any]:
-    """Settings of a learner that were added after the first checkpoints were written."""
-    config = FewShotConfig().to_dict()
-    return {name: config[name] for name in ("use_label_names", "step_loss_weights", "frozen_dtype")}
 
 
 def _check_same_params(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path) -> None:

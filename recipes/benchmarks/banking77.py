@@ -33,8 +33,8 @@ WIDE = (
     "--baseline_episodes 0"
 )
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
-#: Once settings are chosen, the validation classes may be trained on as well (as Rusu et al., LEO, do): as many passes
-#: over twice the classes, and the last step is what is tested.
+#: Once settings are chosen, the validation classes may be trained on as well (as Rusu et al., LEO, do). There are twice
+#: the classes, each of them in half of the tasks; the last step is what is tested.
 TRAINVAL = "--max_steps 100 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
 #: The name of each class is one more support example, for the learner and the baselines alike.
 NAMES = "--use_label_names true"

@@ -40,6 +40,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import BertConfig, BertModel
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.memory import peak, resident
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.backbone import ATTENTION
@@ -239,14 +240,11 @@ def peak_mb(setting: str, contender: str, lengths: list[int]) -> float:
 
 
 def measure_memory(setting: str, contender: str, lengths: list[int]) -> None:
-    def resident(key: str) -> int:
-        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
-
     episodes = build_episodes(lengths)
     gradient = CONTENDERS[contender](setting, episodes, torch.float32)
-    idle = resident("VmRSS")
+    idle = resident()
     gradient()
-    print((resident("VmHWM") - idle) / 1024)
+    print((peak() - idle) / 2**20)
 
 
 def product_rate() -> float:

@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.learners import build_learner
+from fewshot_nlp.functional.memory import forget_peak, peak, resident
+from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.learners.planner import example_episode, plan
+from fewshot_nlp.types import Episode
 
 #: Settings of the learner, and shape of a training step.
 SETTINGS: dict[str, tuple[dict, dict]] = {
@@ -51,20 +53,22 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
 }
 
 
-def resident(key: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+def prepared(name: str) -> tuple[BaseLearner, list[Episode]]:
+    """The learner of a setting, and episodes of its shape."""
+    settings, shape = SETTINGS[name]
+    learner = build_learner(FewShotConfig(**settings))
+    lengths = shape["tokens"] if isinstance(shape["tokens"], list) else [shape["tokens"]]
+    seeds = range(1, 1 + shape["meta_batch_size"])
+    return learner, [
+        example_episode(learner, shape["n_way"], shape["k_shot"], shape["n_query"], lengths, seed) for seed in seeds
+    ]
 
 
 def measure(name: str) -> dict[str, float]:
     """Predicted and measured figures of one setting, in this process."""
     settings, shape = SETTINGS[name]
     predicted = plan(FewShotConfig(**settings), **shape)
-    learner = build_learner(FewShotConfig(**settings))
-    lengths = shape["tokens"] if isinstance(shape["tokens"], list) else [shape["tokens"]]
-    episodes = [
-        example_episode(learner, shape["n_way"], shape["k_shot"], shape["n_query"], lengths, seed)
-        for seed in range(1, 1 + shape["meta_batch_size"])
-    ]
+    learner, episodes = prepared(name)
     params = learner.init_params()
     seconds = []
     for _ in range(4):
@@ -83,18 +87,11 @@ def measure_memory(name: str) -> float:
 
     The second has the optimiser's moments in memory.
     """
-    settings, shape = SETTINGS[name]
-    learner = build_learner(FewShotConfig(**settings))
-    lengths = shape["tokens"] if isinstance(shape["tokens"], list) else [shape["tokens"]]
-    episodes = [
-        example_episode(learner, shape["n_way"], shape["k_shot"], shape["n_query"], lengths, seed)
-        for seed in range(1, 1 + shape["meta_batch_size"])
-    ]
+    learner, episodes = prepared(name)
     # The first pass reads the weights from their file.
     learner.model.features(learner.init_params(), example_episode(learner, 2, 1, 1).support.inputs)
-    idle = resident("VmRSS")
-    # From here on the peak is that of training, and not of loading the model.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    idle = resident()
+    forget_peak()
     params = {key: torch.nn.Parameter(value) for key, value in learner.init_params().items()}
     optimiser = torch.optim.AdamW(params.values())
     for _ in range(2):
@@ -102,7 +99,7 @@ def measure_memory(name: str) -> float:
         for key, value in params.items():
             value.grad = grads[key]
         optimiser.step()
-    return (resident("VmHWM") - idle) / 2**30
+    return (peak() - idle) / 2**30
 
 
 def main() -> None:

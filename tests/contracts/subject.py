@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewshot_nlp.types import Batch, Learner, State
-from tests.tiny import random_episode
+from fewshot_nlp.types import Batch, Episode, Learner, State
+from tests.tiny import random_batch, random_episode
 
 #: Support examples of each class: one shot, five shots, unequal counts.
 COUNTS = {"1-shot": (1, 1, 1), "5-shot": (5, 5, 5), "unequal": (1, 4, 2, 1)}
@@ -28,6 +28,7 @@ class Entry:
         exact: its meta-gradient is the derivative of the query loss through adaptation.
         saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
         ordered: the order of the support set matters by design, as in SNAIL.
+        kinds: inputs that it is tried on: text, vectors, images.
     """
 
     build: Callable[[str], Learner]
@@ -35,13 +36,21 @@ class Entry:
     exact: bool = True
     saved: bool = True
     ordered: bool = False
+    kinds: tuple[str, ...] = ("text",)
 
 
 class Subject:
-    """A learner of the table in float64, away from its start, and tasks of one shape for it."""
+    """A learner of the table in float64, away from its start, and tasks of one shape for it.
 
-    def __init__(self, entry: Entry, folder: str, counts: tuple[int, ...]) -> None:
-        self.entry, self.folder, self.counts = entry, folder, counts
+    Args:
+        entry: the learner.
+        folder: of its backbone.
+        counts: support examples of each class.
+        kind: what the backbone takes: ``"text"``, ``"image"`` or ``"vector"``.
+    """
+
+    def __init__(self, entry: Entry, folder: str, counts: tuple[int, ...], kind: str = "text") -> None:
+        self.entry, self.folder, self.counts, self.kind = entry, folder, counts, kind
         self.learner = self.build()
         rng = torch.Generator().manual_seed(1)
         # Away from starts such as LoRA's zero, where half of the gradients vanish.
@@ -49,7 +58,13 @@ class Subject:
             name: value.double() + 0.1 * torch.randn(value.shape, generator=rng, dtype=torch.float64)
             for name, value in self.learner.init_params().items()
         }
-        self.first, self.second = (random_episode(list(counts), seed=seed) for seed in (0, 1))
+        self.first, self.second = (self.episode(seed) for seed in (0, 1))
+
+    def batch(self, counts: Sequence[int], seed: int) -> Batch:
+        return random_batch(list(counts), seed, kind=self.kind)
+
+    def episode(self, seed: int, dtype: torch.dtype = torch.float64) -> Episode:
+        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype)
 
     def build(self) -> Any:
         learner: Any = self.entry.build(self.folder)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-import fewshot_nlp.config
+from fewshot_nlp.config import LEARNERS
 from fewshot_nlp.functional.call import check_names
-from fewshot_nlp.learners import LEARNER_CLASSES, MAML, BaseLearner, ProtoNet, build_learner
+from fewshot_nlp.learners import BaseLearner, build_learner
+from fewshot_nlp.learners.maml import MAML
+from fewshot_nlp.learners.protonet import ProtoNet
 from fewshot_nlp.models.heads import BIAS, WEIGHT
 from tests.contracts import learner as contract
 from tests.contracts.learner import CHECKS
@@ -35,8 +37,7 @@ NEWCOMER = Entry(lambda folder: build_learner(tiny_config(folder, learner="ridge
     [pytest.param(check, shape, id=f"{check.__name__}-{shape}") for check, shape in contract.contract(NEWCOMER)],
 )
 def test_a_learner_from_outside_keeps_the_contract(bert_folder, monkeypatch, check, shape):
-    monkeypatch.setitem(LEARNER_CLASSES, "ridge", Ridge)
-    monkeypatch.setattr(fewshot_nlp.config, "LEARNERS", (*fewshot_nlp.config.LEARNERS, "ridge"))
+    monkeypatch.setitem(LEARNERS, "ridge", Ridge)
     check(Subject(NEWCOMER, bert_folder, COUNTS[shape]))
 
 
@@ -193,7 +194,7 @@ BROKEN = {
 def test_a_broken_learner_fails(bert_folder, monkeypatch, check, learner):
     name = "maml" if issubclass(learner, MAML) else "protonet"
     settings = tiny_config(bert_folder, learner=name, head="prototype")
-    monkeypatch.setitem(LEARNER_CLASSES, name, learner)
+    monkeypatch.setitem(LEARNERS, name, learner)
     subject = Subject(Entry(lambda folder: build_learner(settings)), bert_folder, COUNTS["unequal"])
     # A check may fail by what it says, or by what the broken learner raises.
     with pytest.raises((AssertionError, RuntimeError, pytest.fail.Exception)):

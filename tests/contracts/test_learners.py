@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fewshot_nlp.learners import LEARNER_CLASSES, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
+from fewshot_nlp.config import LEARNERS as NAMES
+from fewshot_nlp.learners import FineTuning, FrozenPrototypes, LogisticRegression, build_learner, learner_class
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.types import Learner
@@ -51,6 +52,16 @@ LEARNERS = {
     "reptile": named("reptile", exact=False),
     "reptile, zero head": named("reptile", exact=False, head_init="zero"),
     "reptile, prototype head": named("reptile", exact=False, head="prototype"),
+    "protomaml": named("protomaml"),
+    "boil": named("boil"),
+    "cavia": named("cavia", inner_learning_rate=5.0, head="prototype"),
+    "cavia, learned rates": named("cavia", inner_rule="meta_sgd", inner_learning_rate=5.0, head="prototype"),
+    "meta-sgd": named("meta_sgd"),
+    # What it reports is the loss after the last step, and what it follows is the sum over steps.
+    "maml++": named("mamlpp", exact=False),
+    "imaml": named("imaml", exact=False, proximal=2.0),
+    "normalised reptile": named("normalised_reptile", exact=False),
+    "normalised reptile, weights": named("normalised_reptile", exact=False, learner_kwargs={"of": "weights"}),
     "protonet": named("protonet", head="prototype"),
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
@@ -62,23 +73,24 @@ LEARNERS = {
 
 
 @cache
-def subject(name: str, folder: str, shape: str) -> Subject:
+def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
     """Loaded once: a learner keeps nothing between calls, which the contract checks too."""
-    return Subject(LEARNERS[name], folder, COUNTS[shape])
+    return Subject(LEARNERS[name], folder, COUNTS[shape], kind)
 
 
 @pytest.mark.parametrize(
-    ("name", "check", "shape"),
+    ("name", "check", "shape", "kind"),
     [
-        pytest.param(name, check, shape, id=f"{name}-{check.__name__}-{shape}")
+        pytest.param(name, check, shape, kind, id=f"{name}-{check.__name__}-{shape}-{kind}")
         for name, entry in LEARNERS.items()
+        for kind in entry.kinds
         for check, shape in contract(entry)
     ],
 )
-def test_contract(bert_folder, name, check, shape):
-    check(subject(name, bert_folder, shape))
+def test_contract(folders, name, check, shape, kind):
+    check(subject(name, folders[kind], shape, kind))
 
 
 def test_every_learner_is_in_the_table(bert_folder):
     found = {type(entry.build(bert_folder)) for entry in LEARNERS.values()}
-    assert found >= {*LEARNER_CLASSES.values(), FineTuning, FrozenPrototypes, LogisticRegression}
+    assert found >= {*map(learner_class, NAMES), FineTuning, FrozenPrototypes, LogisticRegression}

@@ -179,7 +179,7 @@ def test_cache_size_is_checked(encoder, pool):
         EpisodeReader(pool, encoder, cache_size=-1)
 
 
-def test_class_names_are_support_examples_too(encoder, tokenizer):
+def test_class_names_come_with_the_support_set(encoder, tokenizer):
     pool = make_pool({"lost_card": 3, "topUp": 3, "refund": 3})
     pool = replace(pool, readable_names={"refund": "money back"})
     spec = replace(EpisodeSampler(pool, n_way=3, k_shot=1, n_query=1)[0], support=((0,), (3, 4), (6,)))
@@ -188,10 +188,16 @@ def test_class_names_are_support_examples_too(encoder, tokenizer):
     counting = CountingEncoder(tokenizer, max_length=16)
     reader = EpisodeReader(pool, counting, use_label_names=True)
     episode = reader(spec)
-    assert episode.support.labels.tolist() == [0, 1, 1, 2, 0, 1, 2]
+    assert episode.support.labels.tolist() == [0, 1, 1, 2]
+    assert without.support.names is None and episode.query.names is None
     expected = encoder([*pool.texts([0, 3, 4, 6]), "lost card", "top up", "money back"])
+    examples = episode.support.with_names_as_examples(2)
+    assert examples.labels.tolist() == [0, 1, 1, 2, 0, 1, 2, 0, 1, 2] and examples.names is None
     for name in expected:
-        torch.testing.assert_close(episode.support.inputs[name], expected[name], rtol=0, atol=0)
+        torch.testing.assert_close(episode.support.inputs[name], expected[name][:4], rtol=0, atol=0)
+        torch.testing.assert_close(episode.support.names[name], expected[name][4:], rtol=0, atol=0)
+        twice = torch.cat([expected[name], expected[name][4:]])
+        torch.testing.assert_close(examples.inputs[name], twice, rtol=0, atol=0)
         torch.testing.assert_close(episode.query.inputs[name], without.query.inputs[name], rtol=0, atol=0)
     before = counting.texts
     reader(spec)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fewshot_nlp.learners import LEARNER_CLASSES, FineTuning, build_learner
+from fewshot_nlp.config import LEARNERS
+from fewshot_nlp.learners import FineTuning, build_learner, learner_class
 from fewshot_nlp.learners.base import episode_accuracy, episode_loss
 from fewshot_nlp.types import OUT_OF_SCOPE, MetaGrad
 from tests.tiny import random_batch, random_episode, tiny_config
@@ -27,16 +28,16 @@ def test_the_loss_of_half_precision_logits_is_in_single():
     assert episode_loss(LOGITS.double(), LABELS).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", LEARNER_CLASSES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_built_by_name(bert_folder, name):
     learner = build_learner(tiny_config(bert_folder, learner=name))
-    assert type(learner) is LEARNER_CLASSES[name]
+    assert type(learner) is learner_class(name)
     same = build_learner(learner.config, learner.model)
     assert same.model is learner.model
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
-@pytest.mark.parametrize("name", [*LEARNER_CLASSES, "fine_tuning"])
+@pytest.mark.parametrize("name", [*LEARNERS, "fine_tuning"])
 def test_a_copy_gives_the_same_answers(bert_folder, name, again):
     """Where the class is in no list, too: it is the learner that knows what it is made of."""
     first = build_learner(tiny_config(bert_folder, learner="maml" if name == "fine_tuning" else name))
@@ -87,7 +88,7 @@ def test_two_step_sizes(bert_folder):
     assert (state["head.weight"] - start["head.weight"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", LEARNER_CLASSES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_no_episodes_are_a_sum_of_nothing(bert_folder, name):
     """A process may be left without a task in a round."""
     learner = build_learner(tiny_config(bert_folder, learner=name))
@@ -102,7 +103,7 @@ def test_no_episodes_are_a_sum_of_nothing(bert_folder, name):
     assert all(torch.equal(total.grads[key], grad) for key, grad in one.grads.items())
 
 
-@pytest.mark.parametrize("name", LEARNER_CLASSES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_dropout_is_never_active(bert_folder, name):
     """What it drops would depend on the process that an episode is dealt to."""
     dropping = peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=2, target_modules=["query"], lora_dropout=0.5)

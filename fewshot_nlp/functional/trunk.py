@@ -1,12 +1,11 @@
-"""The layers below the first trained one: run once for a batch, not once an inner step.
+"""The layers below the first trained one: run once for a text, not once an inner step.
 
-Where an adapter changes the top layers alone, what flows into them never changes. Most of an inner loop's arithmetic is
-then below, and needed once.
+Where an adapter changes the top layers alone, what flows into them never changes. Most of the arithmetic of inner
+loops, and of episodes that come back to the same texts, is then below, and needed once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What a trunk remembers, in bytes.
-MAX_BYTES = 512 * 2**20
+from fewshot_nlp.functional.store import TensorStore
 
 
 class _Reached(Exception):
@@ -44,21 +42,27 @@ class _Given(nn.Module):
 class Trunk:
     """The first ``depth`` of a module's layers.
 
-    Batches are remembered whole: rows computed in other company may differ in their last bit, and a resumed run would
-    then not be the run that was interrupted.
+    On a CPU each text goes through alone, without padding, and is kept: what is kept then depends on nothing but the
+    text, and a resumed run is to the bit the run that was interrupted. Elsewhere, where calls cost more than
+    arithmetic, and where a layer hands on more than its hidden states, batches are kept whole. What is kept is found by
+    the state of the weights, too, so that it is never stale.
     """
 
-    def __init__(self, module: nn.Module, layers: nn.ModuleList, depth: int, max_bytes: int = MAX_BYTES) -> None:
-        self.module, self.layers, self.depth, self.max_bytes = module, layers, depth, max_bytes
-        self._known: OrderedDict[bytes, Any] = OrderedDict()
+    def __init__(self, module: nn.Module, layers: nn.ModuleList, depth: int) -> None:
+        self.module, self.layers, self.depth = module, layers, depth
+        self.known = TensorStore()
+        above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
+        self._weights = [value for value in module.parameters() if id(value) not in above]
 
     @contextmanager
-    def skipped(self, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def skipped(self, inputs: dict[str, Tensor], precision: str = "") -> Iterator[None]:
         """A block in which the module, called with ``inputs``, starts at the first trained layer.
 
-        Until ``forget`` is called, neither the trunk's weights nor the precision it computes in may change.
+        Args:
+            inputs: of the call.
+            precision: names what else decides how the trunk computes, such as autocast.
         """
-        output = self._output(inputs)
+        output = self._output(inputs, self._address(precision))
         below = [self.layers[i] for i in range(self.depth)]
         for i, layer in enumerate(below):
             self.layers[i] = _Given(layer, output)
@@ -69,20 +73,38 @@ class Trunk:
                 self.layers[i] = layer
 
     def forget(self) -> None:
-        """Free what is remembered, and run every batch anew."""
-        self._known.clear()
+        """Free what is kept, and run every text anew."""
+        self.known = TensorStore()
 
-    def _output(self, inputs: dict[str, Tensor]) -> Any:
-        parts = []
+    def _address(self, precision: str) -> bytes:
+        """What the weights are now, cheaply: where they lie, and how often they were written to."""
+        first = self._weights[0]
+        writes = sum(value._version for value in self._weights)
+        return f"{first.data_ptr()}{first.dtype}{first.device}{writes}{precision}|".encode()
+
+    def _output(self, inputs: dict[str, Tensor], address: bytes) -> Any:
+        mask = inputs.get("attention_mask")
+        if mask is None or mask.ndim != 2 or mask.device.type != "cpu" or not mask[:, 0].all():
+            return self._of_batch(inputs, address)
+        lengths = mask.sum(dim=1).tolist()
+        texts = [{name: t[i : i + 1, :n] for name, t in inputs.items()} for i, n in enumerate(lengths)]
+        rows = [self._of_batch(text, address) for text in texts]
+        if not all(torch.is_tensor(row) and row.shape[:2] == (1, n) for row, n in zip(rows, lengths, strict=True)):
+            return self._of_batch(inputs, address)
+        hidden = rows[0].new_zeros(len(rows), mask.shape[1], rows[0].shape[-1])
+        for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+            hidden[i, :n] = row[0]
+        return hidden
+
+    def _of_batch(self, inputs: dict[str, Tensor], address: bytes) -> Any:
+        """What the top of the trunk hands on; kept where it is a tensor."""
         for name, tensor in inputs.items():
-            parts += [f"{name}{tuple(tensor.shape)}{tensor.device}".encode(), tensor.cpu().numpy().tobytes()]
-        address = b"|".join(parts)
-        if address not in self._known:
-            self._known[address] = self._run(inputs)
-            while sum(map(_bytes, self._known.values())) > self.max_bytes and len(self._known) > 1:
-                self._known.popitem(last=False)
-        self._known.move_to_end(address)
-        return self._known[address]
+            address += f"{name}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes()
+        found = self.known.get(address)
+        if found is None:
+            found = self._run(inputs)
+            self.known.put(address, found)
+        return found
 
     def _run(self, inputs: dict[str, Tensor]) -> Any:
         def reached(layer: nn.Module, args: Any, output: Any) -> None:
@@ -98,11 +120,6 @@ class Trunk:
             finally:
                 hook.remove()
         raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
-
-
-def _bytes(output: Any) -> int:
-    """Size of what a layer returns: a tensor, or a tuple that may hold some."""
-    return sum(each.nbytes for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each))
 
 
 def find_trunk(module: nn.Module, trained: Sequence[str]) -> Trunk | None:

@@ -163,7 +163,7 @@ class GradientLearner(BaseLearner):
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
         trunk = self.model.trunk
-        return words if trunk is None else f"{words}; the lowest {trunk.depth} layers run once a batch"
+        return words if trunk is None else f"{words}; the lowest {trunk.depth} layers run once a text"
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
         if carry is None:
@@ -225,10 +225,9 @@ class GradientLearner(BaseLearner):
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         support = self._known(support)
-        with self.model.remembering():
-            carry = adapt(self.links(support), params)
-            with torch.no_grad():
-                return self._state(params, carry, support)
+        carry = adapt(self.links(support), params)
+        with torch.no_grad():
+            return self._state(params, carry, support)
 
     def _state(self, params: Params, carry: Carry, support: Batch) -> State:
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
@@ -239,8 +238,7 @@ class GradientLearner(BaseLearner):
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         try:
-            with self.model.remembering():
-                return ESTIMATORS[self.estimator_name](self, params, episode)
+            return ESTIMATORS[self.estimator_name](self, params, episode)
         except RuntimeError as error:
             if "derivative for" not in str(error) or "not implemented" not in str(error):
                 raise

@@ -236,7 +236,7 @@ def _points(
     peaks = []
     for learner, _ in loops:
         params = _on(learner.init_params(), device)
-        runs.append((partial(learner.meta_grad, params, [episode]), partial(_adapt, learner, params, episode)))
+        runs.append((partial(_gradient, learner, params, episode), partial(_adapt, learner, params, episode)))
         runs[-1][0]()
         peaks.append(peak(device) - idle)
     # In turns, and the fastest of each: what else the machine does only ever adds, and not to all alike.
@@ -246,6 +246,13 @@ def _points(
         {"steps": steps, "bytes": peak, "seconds": seconds, "adapt_seconds": adapt}
         for (_, steps), peak, (seconds, adapt) in zip(loops, peaks, best, strict=True)
     ]
+
+
+def _gradient(learner: BaseLearner, params: dict[str, Tensor], episode: Episode) -> object:
+    if learner.model.trunk is not None:
+        # The texts of a training step are new, at first.
+        learner.model.trunk.forget()
+    return learner.meta_grad(params, [episode])
 
 
 def _adapt(learner: BaseLearner, params: dict[str, Tensor], episode: Episode) -> object:

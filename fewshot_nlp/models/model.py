@@ -46,7 +46,7 @@ class FewShotModel:
         self.transductive = getattr(module.config, "norm", None) == "batch"
         self.trunk = find_trunk(module, self.trainable)
         self._half = HalfFrozen()
-        self._remembers = False
+        self._frozen_dtype = "float32"
 
     @classmethod
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
@@ -81,8 +81,8 @@ class FewShotModel:
 
         def forward(part: dict[str, Tensor]) -> Any:
             # Dropout draws anew in every pass, also below.
-            trunk = self.trunk if self._remembers and not self.module.training else None
-            with trunk.skipped(part) if trunk else nullcontext():
+            trunk = None if self.module.training else self.trunk
+            with trunk.skipped(part, self._precision()) if trunk else nullcontext():
                 return call(self.module, self.trainable, body, **part)
 
         return self._pooled(forward, inputs)
@@ -116,19 +116,17 @@ class FewShotModel:
     @contextmanager
     def frozen_in(self, dtype: str) -> Iterator[None]:
         """A block in which products with frozen matrices are in ``"float32"`` or ``"bfloat16"``."""
-        with self._half if dtype == "bfloat16" else nullcontext():
-            yield
-
-    @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """A block, such as an inner loop, in which a batch goes through the trunk once and meets it unchanged."""
-        before, self._remembers = self._remembers, True
+        before, self._frozen_dtype = self._frozen_dtype, dtype
         try:
-            yield
+            with self._half if dtype == "bfloat16" else nullcontext():
+                yield
         finally:
-            self._remembers = before
-            if self.trunk is not None and not before:
-                self.trunk.forget()
+            self._frozen_dtype = before
+
+    def _precision(self) -> str:
+        kind = self.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
+        return f"{self._frozen_dtype}{autocast}"
 
     @torch.no_grad()
     def load_params(self, params: Params) -> None:

@@ -91,11 +91,19 @@ Gradient = Callable[[], dict[str, Tensor]]
 
 
 def ours(
-    setting: str, episodes: list[Episode], dtype: torch.dtype, chunk: int | None = None, frozen_dtype: str = "float32"
+    setting: str,
+    episodes: list[Episode],
+    dtype: torch.dtype,
+    chunk: int | None = None,
+    frozen_dtype: str = "float32",
+    seen: bool = False,
 ) -> Gradient:
-    """This package's learner; the gradient by name without the prefix ``model.``."""
+    """This package's learner; the gradient by name without the prefix ``model.``. ``seen``: the texts were trained or
+    evaluated on before, so that what the layers below the first adapter make of them is known."""
     if setting == "full" and frozen_dtype != "float32":
         raise CannotTake("nothing is frozen")
+    if setting != "lora_top" and seen:
+        raise CannotTake("the lowest layer is trained")
     config = FewShotConfig(
         learner="maml", head="linear", head_init="zero", inner_steps=STEPS, inner_learning_rate=RATE, head_scale=SCALE,
         frozen_dtype=frozen_dtype,
@@ -105,6 +113,8 @@ def ours(
     params = {name: value.to(dtype) for name, value in learner.init_params().items()}
 
     def gradient() -> dict[str, Tensor]:
+        if learner.model.trunk is not None and not seen:
+            learner.model.trunk.forget()
         grads = learner.meta_grad(params, episodes).grads
         return {name.removeprefix("model."): grad for name, grad in grads.items() if name.startswith("model.")}
 
@@ -212,6 +222,7 @@ CONTENDERS: dict[str, Callable[..., Gradient]] = {
     "plain loop": plain_loop,
     "fewshot_nlp": ours,
     "fewshot_nlp, step by step": partial(ours, chunk=1),
+    "fewshot_nlp, texts seen before": partial(ours, seen=True),
     "fewshot_nlp, bfloat16": partial(ours, frozen_dtype="bfloat16"),
     "higher": by_higher,
     "TorchOpt": by_torchopt,

@@ -58,30 +58,73 @@ def test_features_and_gradients_are_those_of_the_whole_model(shape, first):
     assert torch.equal(after, hidden), "the module is whole again"
 
 
-def test_a_batch_goes_through_the_trunk_once():
-    module, runs = build("bert", 2), []
-    trunk = find_trunk(module, trainable(module))
+def counting(module):
+    """The module's trunk, and a list that grows with every run of it."""
+    runs = []
     module.encoder.layer[0].register_forward_hook(lambda *_: runs.append(1))
-    other = {name: tensor[:, :4] for name, tensor in INPUTS.items()}
-    for inputs, expected in ((INPUTS, 1), (INPUTS, 1), (other, 2), (INPUTS, 2)):
+    return find_trunk(module, trainable(module)), runs
+
+
+def test_a_text_goes_through_the_trunk_once():
+    module = build("bert", 2)
+    trunk, runs = counting(module)
+    cut = {name: tensor[:, :4] for name, tensor in INPUTS.items()}
+    turned = {name: tensor.flip(0) for name, tensor in INPUTS.items()}
+    # Of the cut batch, only the first text is another one: the second is shorter than that.
+    for inputs, expected in ((INPUTS, 2), (INPUTS, 2), (turned, 2), (cut, 3), (INPUTS, 3)):
         with trunk.skipped(inputs):
             module(**inputs)
         assert len(runs) == expected
     trunk.forget()
     with trunk.skipped(INPUTS):
         module(**INPUTS)
-    assert len(runs) == 3
+    assert len(runs) == 5
 
 
-def test_memory_is_bounded_and_the_latest_are_kept():
+def test_what_is_kept_of_a_text_depends_on_nothing_else():
+    """To the bit, whatever its company and padding."""
     module = build("bert", 2)
-    trunk = find_trunk(module, trainable(module))
-    batches = [{name: tensor[:, :n] for name, tensor in INPUTS.items()} for n in (2, 3, 4)]
-    trunk.max_bytes = 2 * (3 + 4) * 8 * 4
-    for inputs in batches:
-        with trunk.skipped(inputs):
-            pass
-    assert [value.shape[1] for value in trunk._known.values()] == [3, 4]
+    trunk, _ = counting(module)
+    row = {name: tensor[1:, :3] for name, tensor in INPUTS.items()}
+    with trunk.skipped(INPUTS):
+        beside = module.encoder.layer[0](None)[1, :3].clone()
+    trunk.forget()
+    with trunk.skipped(row):
+        assert torch.equal(module.encoder.layer[0](None)[0], beside)
+
+
+def test_other_weights_and_another_precision_are_not_mistaken():
+    module = build("bert", 2)
+    trunk, runs = counting(module)
+    with trunk.skipped(INPUTS):
+        pass
+    with trunk.skipped(INPUTS, "bfloat16"):
+        pass
+    assert len(runs) == 4
+    with torch.no_grad():
+        module.encoder.layer[0].output.dense.weight.add_(1.0)
+    with trunk.skipped(INPUTS):
+        pass
+    assert len(runs) == 6
+    module.double()
+    with trunk.skipped(INPUTS):
+        assert module(**INPUTS).last_hidden_state.dtype == torch.float64
+    with torch.no_grad():
+        module.encoder.layer[2].output.dense.weight.add_(1.0)
+    before = len(runs)
+    with trunk.skipped(INPUTS):
+        pass
+    assert len(runs) == before, "a layer above changes nothing below"
+
+
+def test_padding_on_the_left_keeps_batches_whole():
+    module = build("bert", 2)
+    trunk, runs = counting(module)
+    left = {name: tensor.flip(1) for name, tensor in INPUTS.items()}
+    for _ in range(2):
+        with trunk.skipped(left):
+            module(**left)
+    assert len(runs) == 1
 
 
 def test_the_layers_come_back_after_an_error():

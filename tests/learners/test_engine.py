@@ -288,16 +288,20 @@ def test_the_trunk_below_an_adapter_changes_no_gradient(bert_folder, monkeypatch
         learner.model.module.double()
         params = {name: value.double() for name, value in learner.init_params().items()}
         runs.clear()
-        learner.model.module.base_model.model.encoder.layer[0].register_forward_hook(lambda *_: runs.append(1))
+        count = lambda layer, args, output: runs.append(len(args[0]))  # noqa: E731
+        learner.model.module.base_model.model.encoder.layer[0].register_forward_hook(count)
         return learner.meta_grad(params, [random_episode(COUNTS)]).grads
 
     runs: list[int] = []
     found = grads()
-    once = len(runs)
+    once = sum(runs)
     monkeypatch.setattr("fewshot_nlp.models.model.find_trunk", lambda *_: None)
     assert_equal(found, grads())
-    # The support set goes through it once, and not in each of three steps.
-    assert len(runs) - once == 2
+    # Every text goes through it once, with one more on which memory is counted; without it, the support set in each of
+    # three steps, and a batch of eight to count on.
+    support, query = sum(COUNTS), 2 * len(COUNTS)
+    assert once <= support + query + 1
+    assert sum(runs) == 3 * support + query + 8
 
 
 @pytest.mark.parametrize("chunk", [1, 2, None])
@@ -411,21 +415,27 @@ def test_gradient_checkpointing_in_the_backbone_changes_no_gradient(bert_folder)
         runs.clear()
 
 
-def test_a_trunk_is_remembered_for_a_task_and_no_longer(bert_folder):
+def test_texts_go_through_the_trunk_once(bert_folder):
+    """Over steps, episodes and evaluations; what is answered is what a model without a trunk answers."""
     config = LoraConfig(r=2, target_modules=["query", "value"], layers_to_transform=[1])
     settings = tiny_config(bert_folder, learner="maml", inner_steps=2)
-    learner = build_learner(settings, FewShotModel.build(settings, config))
+    learner, whole = (build_learner(settings, FewShotModel.build(settings, config)) for _ in range(2))
+    whole.model.trunk = None
     params, episode = learner.init_params(), random_episode(COUNTS)
-    trunk, seen = learner.model.trunk, []
-    run = trunk._run
-    trunk._run = lambda inputs: seen.append(1) or run(inputs)
-    learner.meta_grad(params, [episode])
-    learner.adapt(params, episode.support)
-    # The support set twice, in one bucket, and the query set in two.
-    assert len(seen) == 4
-    assert not trunk._known
+    seen = []
+    run = learner.model.trunk._run
+    learner.model.trunk._run = lambda inputs: seen.append(1) or run(inputs)
+    found, expected = (each.meta_grad(params, [episode]) for each in (learner, whole))
+    texts = len(episode.support) + len(episode.query)
+    # And the text on which the memory of a step is counted.
+    assert len(seen) <= texts + 1
+    for name, grad in expected.grads.items():
+        torch.testing.assert_close(found.grads[name], grad, rtol=1e-4, atol=1e-6)
+    before = len(seen)
     learner.predict(params, learner.adapt(params, episode.support), episode.query)
-    assert not trunk._known
+    again = learner.meta_grad(params, [episode])
+    assert len(seen) == before
+    assert all(torch.equal(again.grads[name], grad) for name, grad in found.grads.items())
 
 
 def test_where_exactness_is_impossible_it_is_said(bert_folder):

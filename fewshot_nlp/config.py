@@ -102,6 +102,9 @@ class FewShotConfig:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that LoRA changes; by default the query and value projections."}
     )
+    lora_layers_to_transform: list[int] | None = field(
+        default=None, metadata={"help": "Layers that LoRA changes, counted from 0; all if not given."}
+    )
 
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
     head_init: str = field(

@@ -99,6 +99,7 @@ class FineTuning(GradientLearner):
             proximal=0.0,
             step_loss_weights=None,
             estimator=None,
+            learner_kwargs=None,
         )
         return cls(config, learner.model)
 

@@ -71,6 +71,7 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             target_modules=config.lora_target_modules or lora_targets(module),
+            layers_to_transform=config.lora_layers_to_transform,
         )
     return None
 

@@ -17,12 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 
-from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.cli.train import execute, prepare
+from runs import Table, add, measured, print_table
 
 RECIPES = Path(__file__).parents[1]
 COMMON = "--max_length 48 --eval_on_start true --disable_tqdm true --eval_n_way 5"
@@ -64,31 +61,14 @@ METHODS = {
 
 
 def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str]) -> dict:
-    """Results of one method on one split, from ``folder`` if they are there and were measured with these settings."""
+    """Results of one method on one split."""
     recipe, settings = METHODS[method]
     arguments = [*shlex.split(COMMON), *shlex.split(settings), *extra]
-    arguments += ["--dataset_name", str(data_dir / "data.jsonl"), "--output_dir", str(folder)]
+    arguments += ["--dataset_name", str(data_dir / "data.jsonl")]
     split_file = data_dir / f"split_{split}.json"
     if method.endswith("_trainval"):
         split_file = joined(split_file, folder.parent / f"split_{split}_trainval.json")
-    arguments += ["--split_file", str(split_file)]
-    told = parse(arguments, RECIPES / f"{recipe}.yaml")
-    results, beside, known = folder / "results.json", folder / "arguments.json", settings_of(told)
-    before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    # A setting that has come since had its default.
-    before = settings_of(parse([])) | before
-    changed = [f"{name}={value!r}" for name, value in known.items() if before[name] != value]
-    if results.is_file() and changed and not told.args.overwrite_output_dir:
-        raise SystemExit(
-            f"error: {folder} was measured with other settings than {', '.join(changed[:5])}. Give another "
-            f"--output_dir, or --overwrite_output_dir true to measure it again."
-        )
-    if changed or not results.is_file():
-        # What a run left that was stopped before its results is in the way.
-        told.args.overwrite_output_dir = True
-        execute(prepare(told))
-        beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    return json.loads(results.read_text(encoding="utf-8"))["test"]
+    return measured(RECIPES / f"{recipe}.yaml", [*arguments, "--split_file", str(split_file)], folder)
 
 
 def joined(split_file: Path, path: Path) -> Path:
@@ -101,12 +81,6 @@ def joined(split_file: Path, path: Path) -> Path:
     return path
 
 
-def settings_of(told: Settings) -> dict:
-    """Every setting of a run but the folder it writes to."""
-    found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()
-    return {name: value for name, value in found.items() if "output_dir" not in name}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
@@ -115,32 +89,12 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("output/banking77"))
     chosen, extra = parser.parse_known_args()
 
-    table: dict[str, dict[str, list[dict]]] = {}
+    table: Table = {}
     for method in chosen.methods:
         for split in chosen.splits:
             folder = chosen.output_dir / f"{method}_{split}"
-            for shot, test in run(method, split, chosen.data_dir, folder, extra).items():
-                table.setdefault(method, {}).setdefault(shot, []).append({**test, "gain": test["paired_gain"]})
-                for name, baseline in test["baselines"].items():
-                    table.setdefault(f"{method}: {name}", {}).setdefault(shot, []).append(baseline)
-
-    shots = list(next(iter(table.values())))
-    print("\n| method | splits | " + " | ".join(f"{shot} | gain over prototypes" for shot in shots) + " |")
-    print("|---" * (2 + 2 * len(shots)) + "|")
-    for name, by_shot in table.items():
-        cells = [name, ", ".join(map(str, chosen.splits))]
-        for shot in shots:
-            parts = by_shot[shot]
-            cells.append(interval(mean(p["accuracy"] for p in parts), [p["ci95"] for p in parts]))
-            gains = [part["gain"] for part in parts if "gain" in part]
-            cells.append(interval(mean(g["mean"] for g in gains), [g["ci95"] for g in gains]) if gains else "")
-        print("| " + " | ".join(cells) + " |")
-
-
-def interval(value: float, halves: list[float]) -> str:
-    """``value`` in percent, with the half-width of a mean of independent splits."""
-    half = sum(h * h for h in halves) ** 0.5 / len(halves)
-    return f"{100 * value:.1f} ± {100 * half:.1f}"
+            add(table, method, run(method, split, chosen.data_dir, folder, extra), baselines=method)
+    print_table(table, [("splits", ", ".join(map(str, chosen.splits)))])
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ def benchmark(tmp_path, bert_folder, monkeypatch):
     (data / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     splits = {"train": classes[:4], "validation": classes[4:8], "test": classes[8:]}
     (data / "split_1.json").write_text(json.dumps(splits))
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("banking77", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "COMMON", "--eval_n_way 2 --n_way 2 --n_query 2 --eval_n_query 1 --use_cpu")
     trained = []
-    monkeypatch.setattr(script, "execute", lambda run, execute=script.execute: trained.append(run) or execute(run))
+    runs = importlib.import_module("runs")
+    monkeypatch.setattr(runs, "execute", lambda run, execute=runs.execute: trained.append(run) or execute(run))
 
     def start(settings="", *argv):
         AcceleratorState._reset_state(reset_partial_state=True)

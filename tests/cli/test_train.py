@@ -16,13 +16,15 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.parser import parse, read_yaml
 from fewshot_nlp.cli.train import main
+from fewshot_nlp.config import LEARNERS
 from fewshot_nlp.hub import FewShotAdapter
 from tests.hub.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+SETTINGS = sorted((ROOT / "recipes" / "learners").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -65,6 +67,22 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
     assert (" gradient  " in shown) == (recipe.stem != "protonet")
     for piece in ("trained parameters", "prototypes", "gain over prototypes", "±", f'from_pretrained("{out}")'):
         assert piece in shown
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda path: path.stem)
+def test_settings_of_every_learner_train(settings, tiny, tmp_path):
+    """Two steps of each file in recipes/learners, with what its learner needs."""
+    given = [*tiny, "--max_steps", "2", "--inner_steps", "2", "--head_init", "prototype"]
+    told = parse([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")
+    assert told.config.learner in LEARNERS
+    main([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["training"]["steps"] == 2 and results["training"]["train_skipped_steps"] == 0
+    assert FewShotAdapter.from_pretrained(tmp_path / "out").config.learner == told.config.learner
+
+
+def test_every_learner_has_settings():
+    assert {read_yaml(path)["learner"] for path in SETTINGS} == set(LEARNERS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -35,6 +35,9 @@ LEARNERS: dict[str, str | type] = {
     "mamlpp": "fewshot_nlp.learners.mamlpp:MAMLPlusPlus",
     "imaml": "fewshot_nlp.learners.imaml:IMAML",
     "normalised_reptile": "fewshot_nlp.learners.normalised:NormalisedReptile",
+    "matching": "fewshot_nlp.learners.matching:Matching",
+    "relation": "fewshot_nlp.learners.relation:Relation",
+    "relational": "fewshot_nlp.learners.relational:Relational",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")

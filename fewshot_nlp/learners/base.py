@@ -120,6 +120,10 @@ class BaseLearner(ABC):
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         return self.head.logits(params, state, self.features({**params, **state}, query.inputs))
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What the method trains: a mean over the examples in scope, from ``[n, n_way]`` and ``[n]``."""
+        return episode_loss(logits, labels)
+
     def _known(self, support: Batch) -> Batch:
         """What the method learns a task from: tensors that autograd can record; names as examples, or as they are."""
         support = support.recordable()
@@ -150,13 +154,13 @@ class BaseLearner(ABC):
             theta = leaves(params)
             state = self._adapt(theta, episode.support)
             logits = self.predict(theta, state, episode.query)
-            loss = episode_loss(logits, episode.query.labels)
+            loss = self.loss(logits, episode.query.labels)
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode)
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
         labels = episode.query.labels
-        return MetaGrad(grads, episode_loss(logits, labels), episode_accuracy(logits, labels), 1, [logits])
+        return MetaGrad(grads, self.loss(logits, labels), episode_accuracy(logits, labels), 1, [logits])
 
 
 def _with_implied(config: FewShotConfig, implied: Mapping[str, Any]) -> FewShotConfig:

@@ -20,7 +20,7 @@ from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
-from fewshot_nlp.learners.base import BaseLearner, episode_loss
+from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
@@ -204,7 +204,7 @@ class GradientLearner(BaseLearner):
         # that the first step needs no second forward pass.
         seen = features.view_as(features)
         state = fast if self.head.fast else self.head.start(params, seen, support.labels, support.n_way)
-        loss = episode_loss(self.head.logits(params, state, seen), support.labels)
+        loss = self.loss(self.head.logits(params, state, seen), support.labels)
         body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
         own = [value for name, value in fast.items() if name not in body]
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
@@ -253,7 +253,7 @@ class GradientLearner(BaseLearner):
 
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
         logits = self.predict(params, self._state(params, carry, episode.support), episode.query)
-        return episode_loss(logits, episode.query.labels), logits
+        return self.loss(logits, episode.query.labels), logits
 
 
 def _inputs(batch: Batch) -> int:

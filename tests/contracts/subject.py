@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from fewshot_nlp.types import Batch, Episode, Learner, State
 from tests.tiny import random_batch, random_episode
@@ -29,6 +30,7 @@ class Entry:
         saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
         ordered: the order of the support set matters by design, as in SNAIL.
         kinds: inputs that it is tried on: text, vectors, images.
+        loss: what it trains, of logits and labels.
     """
 
     build: Callable[[str], Learner]
@@ -37,6 +39,7 @@ class Entry:
     saved: bool = True
     ordered: bool = False
     kinds: tuple[str, ...] = ("text",)
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
 
 class Subject:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from fewshot_nlp.config import LEARNERS as NAMES
 from fewshot_nlp.learners import FineTuning, FrozenPrototypes, LogisticRegression, build_learner, learner_class
@@ -17,14 +20,21 @@ from tests.contracts.learner import contract
 from tests.contracts.subject import COUNTS, Entry, Subject
 from tests.tiny import tiny_config
 
+KINDS = ("text", "image", "vector")
+
 
 def by_name(folder: str, **settings: Any) -> Learner:
     return build_learner(tiny_config(folder, **{"num_virtual_tokens": 2, "inner_learning_rate": 0.1, **settings}))
 
 
-def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
+def named(learner: str, exact: bool = True, kinds: tuple[str, ...] = KINDS, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
-    return Entry(partial(by_name, learner=learner, **settings), exact=exact)
+    return Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds)
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """That of a relation network: every class is a yes or a no of its own."""
+    return (logits.sigmoid() - torch.eye(logits.shape[1])[labels]).square().sum(1).mean()
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
@@ -66,6 +76,13 @@ LEARNERS = {
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
+    "matching": named("matching"),
+    "matching, euclidean": named("matching", kinds=("text",), distance="euclidean"),
+    "matching, full context": replace(named("matching", learner_kwargs={"full_context": True}), ordered=True),
+    "relation": named("relation"),
+    "relation, no residual": named("relation", kinds=("text",), learner_kwargs={"residual": False}),
+    "relation, squared error": replace(named("relation", learner_kwargs={"loss": "mse"}), loss=squared_error),
+    "relational": named("relational"),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False),
     "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False),
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False),

@@ -35,6 +35,9 @@ LEARNERS: dict[str, str | type] = {
     "mamlpp": "fewshot_nlp.learners.mamlpp:MAMLPlusPlus",
     "imaml": "fewshot_nlp.learners.imaml:IMAML",
     "normalised_reptile": "fewshot_nlp.learners.normalised:NormalisedReptile",
+    "snail": "fewshot_nlp.learners.snail:SNAIL",
+    "leo": "fewshot_nlp.learners.leo:LEO",
+    "hyper": "fewshot_nlp.learners.hyper:HyperMAML",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -22,9 +23,12 @@ def by_name(folder: str, **settings: Any) -> Learner:
     return build_learner(tiny_config(folder, **{"num_virtual_tokens": 2, "inner_learning_rate": 0.1, **settings}))
 
 
-def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
+KINDS = ("text", "image", "vector")
+
+
+def named(learner: str, exact: bool = True, kinds: tuple[str, ...] = KINDS, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
-    return Entry(partial(by_name, learner=learner, **settings), exact=exact)
+    return Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds)
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
@@ -36,6 +40,12 @@ def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
 def fine_tuning(folder: str) -> Learner:
     return FineTuning.like(build_learner(tiny_config(folder)), steps=3, learning_rate=0.01)
 
+
+#: Learners' own networks, at the size of the backbone.
+SMALL: dict[str, dict[str, Any]] = {
+    "snail": {"key_size": 4, "value_size": 3, "filters": 3, "sequence_length": 6},
+    "leo": {"latent_size": 6, "sample": False},
+}
 
 LEARNERS = {
     "maml": named("maml"),
@@ -62,6 +72,13 @@ LEARNERS = {
     "imaml": named("imaml", exact=False, proximal=2.0),
     "normalised reptile": named("normalised_reptile", exact=False),
     "normalised reptile, weights": named("normalised_reptile", exact=False, learner_kwargs={"of": "weights"}),
+    "snail": replace(named("snail", learner_kwargs=SMALL["snail"]), ordered=True),
+    # The penalties are no part of what it reports; drawn codes are not those of ``predict``.
+    "leo": named("leo", exact=False, learner_kwargs=SMALL["leo"]),
+    "leo, no penalties": named("leo", learner_kwargs={**SMALL["leo"], "kl_weight": 0.0, "encoder_weight": 0.0}),
+    "leo, fine-tuned": named("leo", exact=False, inner_steps=3, learner_kwargs={**SMALL["leo"], "tuning_steps": 1}),
+    "hyper": named("hyper", learner_kwargs={"code_size": 3}),
+    "hyper, no steps": named("hyper", inner_steps=0, learner_kwargs={"code_size": 3}),
     "protonet": named("protonet", head="prototype"),
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),

@@ -17,7 +17,6 @@ are given are support examples, too, as for other learners.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn

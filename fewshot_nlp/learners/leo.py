@@ -15,7 +15,9 @@ means over the numbers of all codes. Left out are the decoder's own noise and it
 decay is the optimiser's. With ``adapter="none"`` the features stay fixed, as in the paper.
 
 R is the paper's network plus the first code of the pair, its last layer starts at zero, and D starts as E transposed:
-an untrained LEO is a projection of the class means. Its pairs take memory with the square of the support set.
+an untrained LEO answers as the class means do, projected on ``latent_size`` random directions; with as many as features
+have numbers, nothing is lost. (The paper has 64 for 640, and no such start.) The pairs take memory with the square of
+the support set.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class LEOOptions:
     ``kl_weight``, ``encoder_weight``: β and γ. ``tuning_steps``: how many of the inner steps, the last ones, change the
     decoded weights."""
 
-    latent_size: int = 64
+    latent_size: int = 256
     sample: bool = True
     kl_weight: float = 0.001
     encoder_weight: float = 0.001
@@ -112,8 +114,9 @@ class LEO(GradientLearner):
         relation = [nn.Linear(2 * latent, 2 * latent, bias=False) for _ in range(3)]
         nn.init.orthogonal_(encoder.weight)
         with torch.no_grad():
-            # A random projection shortens a cosine by latent / size on average.
-            decoder.weight.copy_(encoder.weight.T * max(size / latent, 1.0))
+            # A projection on fewer numbers shortens inner products by latent / size on average.
+            encoder.weight.mul_(max(size / latent, 1.0) ** 0.5)
+            decoder.weight.copy_(encoder.weight.T)
         nn.init.zeros_(relation[-1].weight)
         layers = nn.Sequential(relation[0], nn.ReLU(), relation[1], nn.ReLU(), relation[2])
         return {"encoder": encoder, "relation": layers, "decoder": decoder}

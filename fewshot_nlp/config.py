@@ -38,6 +38,9 @@ LEARNERS: dict[str, str | type] = {
     "matching": "fewshot_nlp.learners.matching:Matching",
     "relation": "fewshot_nlp.learners.relation:Relation",
     "relational": "fewshot_nlp.learners.relational:Relational",
+    "snail": "fewshot_nlp.learners.snail:SNAIL",
+    "leo": "fewshot_nlp.learners.leo:LEO",
+    "hyper": "fewshot_nlp.learners.hyper:HyperMAML",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")

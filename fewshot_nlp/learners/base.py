@@ -96,7 +96,8 @@ class BaseLearner(ABC):
 
     def init_params(self) -> dict[str, Tensor]:
         own = {**(self.head.init_params() if self.uses_head else {}), **self.networks.init_params()}
-        return {**self.model.init_params(), **{name: value.to(self.model.device) for name, value in own.items()}}
+        own = {name: value.to(self.model.device, self.model.dtype) for name, value in own.items()}
+        return {**self.model.init_params(), **own}
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -109,7 +109,7 @@ class GradientLearner(BaseLearner):
         params = super().init_params()
         # The head's state for some task tells which tensors it has.
         labels = torch.arange(2, device=self.model.device)
-        some = torch.zeros(2, self.model.hidden_size, device=self.model.device)
+        some = torch.zeros(2, self.model.hidden_size, device=self.model.device, dtype=self.model.dtype)
         head = self.head.start(params, some, labels, 2) if self.head.fast else {}
         return {**params, **self.rule.learned({**self._body(params), **head})}
 
@@ -170,7 +170,7 @@ class GradientLearner(BaseLearner):
             fast, features = self._start(params, support)
             slots = self.rule.init(fast)
             # What later steps need of the start: all that does not stand in params.
-            kept = {f"{START}{n}": v for n, v in fast.items() if n not in params} if self.config.proximal else {}
+            kept = {f"{START}{n}": v for n, v in fast.items() if v is not params.get(n)} if self.config.proximal else {}
             if not self.fast_body:
                 kept[FEATURES] = features
             if self.config.inner_steps == 0:
@@ -182,7 +182,7 @@ class GradientLearner(BaseLearner):
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
         grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
         if self.config.proximal and carry is not None:
-            start = {n: params[n] if n in params else kept[f"{START}{n}"] for n in fast}
+            start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
             grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
         updates, slots = self.rule.update(grads, slots, Point(fast, k, params))
         return Carry({name: value + updates[name] for name, value in fast.items()}, {**slots, **kept})

@@ -62,6 +62,11 @@ class FewShotModel:
         return next(self.module.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of features: that of the weights, and single precision at least."""
+        return torch.promote_types(next(self.module.parameters()).dtype, torch.float32)
+
+    @property
     def hidden_size(self) -> int:
         return int(self.module.config.hidden_size)
 

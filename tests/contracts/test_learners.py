@@ -47,6 +47,12 @@ def fine_tuning(folder: str) -> Learner:
     return FineTuning.like(build_learner(tiny_config(folder)), steps=3, learning_rate=0.01)
 
 
+#: Learners' own networks, at the size of the backbone.
+SMALL: dict[str, dict[str, Any]] = {
+    "snail": {"key_size": 4, "value_size": 3, "filters": 3, "sequence_length": 6},
+    "leo": {"latent_size": 6, "sample": False},
+}
+
 LEARNERS = {
     "maml": named("maml"),
     "maml, zero head": named("maml", head_init="zero"),
@@ -72,6 +78,13 @@ LEARNERS = {
     "imaml": named("imaml", exact=False, proximal=2.0),
     "normalised reptile": named("normalised_reptile", exact=False),
     "normalised reptile, weights": named("normalised_reptile", exact=False, learner_kwargs={"of": "weights"}),
+    "snail": replace(named("snail", learner_kwargs=SMALL["snail"]), ordered=True),
+    # The penalties are no part of what it reports; drawn codes are not those of ``predict``.
+    "leo": named("leo", exact=False, learner_kwargs=SMALL["leo"]),
+    "leo, no penalties": named("leo", learner_kwargs={**SMALL["leo"], "kl_weight": 0.0, "encoder_weight": 0.0}),
+    "leo, fine-tuned": named("leo", exact=False, inner_steps=3, learner_kwargs={**SMALL["leo"], "tuning_steps": 1}),
+    "hyper": named("hyper", learner_kwargs={"code_size": 3}),
+    "hyper, no steps": named("hyper", inner_steps=0, learner_kwargs={"code_size": 3}),
     "protonet": named("protonet", head="prototype"),
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),

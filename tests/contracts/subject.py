@@ -29,6 +29,7 @@ class Entry:
         saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
         ordered: the order of the support set matters by design, as in SNAIL.
         kinds: inputs that it is tried on: text, vectors, images.
+        task: what it is to learn, as ``config.task``.
     """
 
     build: Callable[[str], Learner]
@@ -37,6 +38,7 @@ class Entry:
     saved: bool = True
     ordered: bool = False
     kinds: tuple[str, ...] = ("text",)
+    task: str = "classification"
 
 
 class Subject:
@@ -61,10 +63,10 @@ class Subject:
         self.first, self.second = (self.episode(seed) for seed in (0, 1))
 
     def batch(self, counts: Sequence[int], seed: int) -> Batch:
-        return random_batch(list(counts), seed, kind=self.kind)
+        return random_batch(list(counts), seed, kind=self.kind, task=self.entry.task)
 
     def episode(self, seed: int, dtype: torch.dtype = torch.float64) -> Episode:
-        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype)
+        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype, task=self.entry.task)
 
     def build(self) -> Any:
         learner: Any = self.entry.build(self.folder)

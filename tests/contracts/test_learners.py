@@ -22,9 +22,13 @@ def by_name(folder: str, **settings: Any) -> Learner:
     return build_learner(tiny_config(folder, **{"num_virtual_tokens": 2, "inner_learning_rate": 0.1, **settings}))
 
 
-def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
+KINDS = ("text", "image", "vector")
+
+
+def named(learner: str, exact: bool = True, kinds: tuple[str, ...] = KINDS, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
-    return Entry(partial(by_name, learner=learner, **settings), exact=exact)
+    task = settings.get("task", "classification")
+    return Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds, task=task)
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
@@ -43,7 +47,7 @@ LEARNERS = {
     "maml, euclidean": named("maml", distance="euclidean", inner_learning_rate=0.05),
     "maml, prototype head": named("maml", head="prototype"),
     "maml, adam": named("maml", inner_rule="adam", inner_learning_rate=0.01),
-    "maml, prompt": named("maml", adapter="prompt_tuning"),
+    "maml, prompt": named("maml", kinds=("text",), adapter="prompt_tuning"),
     "fomaml": named("fomaml", exact=False),
     "fomaml, zero head": named("fomaml", exact=False, head_init="zero"),
     "fomaml, prototype head": named("fomaml", exact=False, head="prototype"),
@@ -66,9 +70,15 @@ LEARNERS = {
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
-    "fine-tuning": Entry(fine_tuning, exact=False, saved=False),
-    "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False),
-    "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False),
+    "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),
+    "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False, kinds=KINDS),
+    "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False, kinds=KINDS),
+    "regression: maml": named("maml", task="regression", inner_learning_rate=0.05),
+    "regression: anil": named("anil", task="regression", inner_learning_rate=0.05),
+    "regression: reptile": named("reptile", exact=False, task="regression", inner_learning_rate=0.05),
+    "regression: meta-sgd": named("meta_sgd", task="regression", inner_learning_rate=0.05),
+    "regression: imaml": named("imaml", exact=False, task="regression", proximal=2.0, inner_learning_rate=0.05),
+    "regression: cavia": named("cavia", task="regression", inner_learning_rate=0.5),
 }
 
 
@@ -84,7 +94,7 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
         pytest.param(name, check, shape, kind, id=f"{name}-{check.__name__}-{shape}-{kind}")
         for name, entry in LEARNERS.items()
         for kind in entry.kinds
-        for check, shape in contract(entry)
+        for check, shape in contract(entry, kind)
     ],
 )
 def test_contract(folders, name, check, shape, kind):

@@ -335,7 +335,7 @@ def applies(check: Check, entry: Entry) -> bool:
     return check is not support_order_does_not_matter or not entry.ordered
 
 
-def contract(entry: Entry, kind: str) -> list[tuple[Check, str]]:
+def contract(entry: Entry, kind: str = "text") -> list[tuple[Check, str]]:
     """The checks that a learner of the table must pass on a kind of inputs, each with the name of a support set's
     shape."""
     checks = [(check, shape) for check in EACH_SHAPE for shape in COUNTS] + [(check, "unequal") for check in ONCE]

@@ -63,7 +63,7 @@ LEARNERS = {
     "meta-sgd": named("meta_sgd"),
     # What it reports is the loss after the last step, and what it follows is the sum over steps.
     "maml++": named("mamlpp", exact=False),
-    "imaml": named("imaml", exact=False, proximal=2.0),
+    "imaml": named("imaml", exact=False, proximal=5.0, inner_learning_rate=0.05),
     "normalised reptile": named("normalised_reptile", exact=False),
     "normalised reptile, weights": named("normalised_reptile", exact=False, learner_kwargs={"of": "weights"}),
     "protonet": named("protonet", head="prototype"),

@@ -106,6 +106,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         device = _check_device(self.device)
         adapter = self._load()
         learner = adapter.learner
+        if learner.config.task != "classification":
+            raise ValueError(
+                f"The adapter was trained for task={learner.config.task!r}, and a classifier answers with classes. "
+                f"Call adapter.learner.adapt and predict, or use an adapter of task='classification'."
+            )
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)

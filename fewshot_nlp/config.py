@@ -17,8 +17,10 @@ CONFIG_NAME = "fewshot_config.json"
 
 ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "full", "none")
 POOLINGS = ("mean", "cls")
+#: What a task asks for, and the name of the score of its answers, of which more is better.
+TASKS = {"classification": "accuracy", "regression": "negative_mse"}
 HEADS = ("prototype", "linear")
-HEAD_INITS = ("zero", "prototype")
+HEAD_INITS = ("zero", "prototype", "learned")
 DISTANCES = ("cosine", "euclidean")
 #: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
 #: is a line here.
@@ -88,6 +90,10 @@ class FewShotConfig:
         default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a Hub id or a local folder that AutoModel can load."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
+    task: str = field(
+        default="classification",
+        metadata={"help": f"What a task asks for, classes or one number an example: {', '.join(TASKS)}."},
+    )
     pooling: str = field(default="mean", metadata={"help": f"Token pooling: {', '.join(POOLINGS)}."})
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
 
@@ -114,7 +120,10 @@ class FewShotConfig:
 
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
     head_init: str = field(
-        default="prototype", metadata={"help": f"Where a linear head starts on a new task: {', '.join(HEAD_INITS)}."}
+        default="prototype",
+        metadata={
+            "help": f"Where a linear head starts on a new task: {', '.join(HEAD_INITS)}. Of regression it is learned."
+        },
     )
     distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
     head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
@@ -175,6 +184,7 @@ class FewShotConfig:
         choice("adapter", self.adapter, ADAPTERS)
         choice("head", self.head, HEADS)
         choice("head_init", self.head_init, HEAD_INITS)
+        self._check_task()
         choice("distance", self.distance, DISTANCES)
         choice("learner", self.learner, LEARNERS)
         if self.learner_kwargs is not None and not isinstance(self.learner_kwargs, dict):
@@ -213,6 +223,34 @@ class FewShotConfig:
                 f"Use adapter='lora', or bf16 for all of training."
             )
         at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
+
+    @property
+    def score(self) -> str:
+        """What ``MetaGrad.accuracy`` holds: ``accuracy``, or for regression ``negative_mse``."""
+        return TASKS[self.task]
+
+    def _check_task(self) -> None:
+        choice("task", self.task, TASKS)
+        if self.task == "classification":
+            if self.head_init == "learned":
+                raise ValueError(
+                    "head_init='learned' needs as many outputs in every task, and tasks differ in their classes. Use "
+                    "head_init='prototype' or 'zero', or task='regression'."
+                )
+            return
+        if self.head != "linear":
+            raise ValueError(
+                f"head={self.head!r} answers with classes, and task='regression' asks for numbers. Use head='linear'."
+            )
+        if self.use_label_names:
+            raise ValueError("use_label_names names classes, and task='regression' has none. Leave it out.")
+        # Its default tells classes apart, and gives way.
+        self.head_init = "learned" if self.head_init == "prototype" else self.head_init
+        if self.head_init != "learned":
+            raise ValueError(
+                f"head_init={self.head_init!r} is for classes: the one output of task='regression' starts where it was "
+                f"meta-learned to. Use head_init='learned', or leave it out."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -61,8 +61,8 @@ class Batch:
     Attributes:
         inputs: what the backbone takes by keyword, each ``[n, ...]``; for text ``input_ids`` and
             ``attention_mask``, both ``[n, length]``.
-        labels: ``[n]`` int64 in ``[0, n_way)``, or ``OUT_OF_SCOPE``.
-        n_way: number of classes of the task.
+        labels: ``[n]`` int64 in ``[0, n_way)``, or ``OUT_OF_SCOPE``; of a regression, ``[n]`` floats.
+        n_way: number of classes of the task; 1 of a regression, whose answers are one number an example.
         names: the names of the classes in words, encoded as ``inputs`` are and to the same length, one row a class in
             the order of the labels; only of a support set, and only where the learner is to know them.
     """
@@ -118,7 +118,8 @@ class MetaGrad:
     Attributes:
         grads: summed meta-gradient by parameter name.
         loss: summed query loss (mean over the queries of an episode), a 0-d tensor.
-        accuracy: summed query accuracy in [0, 1], a 0-d tensor.
+        accuracy: summed query accuracy in [0, 1], a 0-d tensor; of a regression, the summed negative mean squared
+            error, of which more is better, too.
         episodes: how many episodes the sums cover.
         logits: query logits ``[n, n_way]`` of each episode, detached.
     """

@@ -61,10 +61,19 @@ def tiny_network(folder: Path, kind: str, norm: str = "group") -> str:
 
 
 def random_batch(
-    counts: list[int], seed: int = 0, length: int = 6, kind: str = "text", dtype: torch.dtype = torch.float64
+    counts: list[int],
+    seed: int = 0,
+    length: int = 6,
+    kind: str = "text",
+    dtype: torch.dtype = torch.float64,
+    task: str = "classification",
 ) -> Batch:
     """Random token ids with padding; ``counts[c]`` examples of class ``c``, whose first word tells the class. Or
-    random vectors or images, whose mean tells it."""
+    random vectors or images, whose mean tells it. Of a regression, its number and some noise are the target."""
+    if task == "regression":
+        batch = random_batch(counts, seed, length, kind, dtype)
+        noise = torch.randn(len(batch), generator=torch.Generator().manual_seed(seed + 100), dtype=torch.float64)
+        return Batch(batch.inputs, (batch.labels + 0.5 * noise).to(dtype), 1)
     rng = torch.Generator().manual_seed(seed)
     total = sum(counts)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -84,12 +93,17 @@ def random_batch(
 
 
 def random_episode(
-    counts: list[int], n_query: int = 2, seed: int = 0, kind: str = "text", dtype: torch.dtype = torch.float64
+    counts: list[int],
+    n_query: int = 2,
+    seed: int = 0,
+    kind: str = "text",
+    dtype: torch.dtype = torch.float64,
+    task: str = "classification",
 ) -> Episode:
     """An episode of random inputs with unequal class counts in its support set."""
     spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
-    support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype)
-    return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype))
+    support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype, task=task)
+    return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype, task))
 
 
 def tiny_config(folder: str, **settings: object) -> FewShotConfig:

@@ -95,6 +95,11 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         ValueError, OSError, ImportError: bad input, named with the remedy.
     """
     config, episodes, args = settings
+    if config.task != "classification":
+        raise ValueError(
+            f"task={config.task!r} is not for this command, whose data have classes. Train it in Python, as "
+            f"recipes/sinusoid.py does."
+        )
     accelerator = build_accelerator(args)
     check_output_dir(args, FILES)
     resume_folder(args, None)

@@ -6,18 +6,21 @@ from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episode
 from fewshot_nlp.data.mixture import EpisodeMixture, training_tasks_from_config
 from fewshot_nlp.data.pool import Pool, load_pools, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler
+from fewshot_nlp.data.sinusoids import SinusoidSampler, read_sinusoid
 
 __all__ = [
     "EpisodeMixture",
     "EpisodeReader",
     "EpisodeSampler",
     "Pool",
+    "SinusoidSampler",
     "TextEncoder",
     "episodes_hash",
     "home_intents",
     "load_episodes",
     "load_pools",
     "load_pools_from_config",
+    "read_sinusoid",
     "save_episodes",
     "training_tasks_from_config",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,23 @@ def checked_texts(dataset: Dataset, column: str) -> list[str]:
                 f"dataset.filter(lambda row: (row[{column!r}] or '').strip())."
             )
     return texts
+
+
+def check_targets(dataset: Dataset, column: str) -> None:
+    """Raise ``ValueError`` unless ``column`` is there and holds a finite number in every row."""
+    if column not in dataset.features:
+        raise ValueError(f"target_column_name={column!r} is not a column. Use one of: {_describe(dataset.features)}.")
+    feature = dataset.features[column]
+    if not _is_int(feature) and not (isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))):
+        raise ValueError(
+            f"target_column_name={column!r} does not hold numbers. Columns: {_describe(dataset.features)}."
+        )
+    for row, value in enumerate(_values(dataset, column)):
+        if value is None or not math.isfinite(value):
+            raise ValueError(
+                f"Row {row} has no target ({column}={value!r}). Remove such rows, for example with "
+                f"dataset.filter(lambda row: row[{column!r}] is not None)."
+            )
 
 
 def _named_values(dataset: Dataset, column: str) -> Iterator[tuple[Any, str | None]]:

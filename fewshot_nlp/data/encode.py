@@ -121,7 +121,8 @@ class EpisodeReader:
         self._token_ids: OrderedDict[Key, list[int]] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
-        """The episode at ``spec``: examples class by class, queries out of scope last.
+        """The episode at ``spec``: examples class by class, queries out of scope last. Labels are classes, or where the
+        pool has targets, those.
 
         Raises:
             ValueError: the spec is of another pool.
@@ -155,6 +156,10 @@ class EpisodeReader:
             fresh = dict(zip(missing, self.encoder.tokenize(found), strict=True))
         inputs = self.encoder.pad([fresh[key] if key in fresh else self._token_ids[key] for key in keys])
         self._remember(keys, fresh)
+        if pool.target_column_name is not None:
+            # One group makes the task, and its place among the classes, 0, says nothing.
+            targets = torch.tensor(pool.targets([row for row in examples if isinstance(row, int)]))
+            return labelled(inputs, targets, 1)
         return labelled(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
 
     def _remember(self, keys: list[Key], fresh: dict[Key, list[int]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
-from fewshot_nlp.data.columns import checked_texts, class_names, find_columns, readable, remarks
+from fewshot_nlp.data.columns import check_targets, checked_texts, class_names, find_columns, readable, remarks
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
     DEFAULT_FRACTIONS,
@@ -34,6 +34,8 @@ class Pool:
         rows_by_class: rows of ``dataset`` of each class, ascending; classes in alphabetical order.
         dataset: all rows of the data set, also those of other splits.
         text_column_name: column of ``dataset`` that holds the texts.
+        target_column_name: column of ``dataset`` that holds the numbers of a regression. Its "classes" are the groups
+            that tasks are made of, such as topics or annotators.
         readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
         num_dropped: rows left out because another split holds the same text.
@@ -45,6 +47,7 @@ class Pool:
     rows_by_class: Mapping[str, tuple[int, ...]]
     dataset: Dataset = field(repr=False)
     text_column_name: str = "text"
+    target_column_name: str | None = None
     readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
     num_dropped: int = 0
@@ -62,6 +65,10 @@ class Pool:
         """The texts of ``rows``, in their order."""
         return list(self.dataset[list(rows)][self.text_column_name]) if rows else []
 
+    def targets(self, rows: Sequence[int]) -> list[float]:
+        """The numbers of ``rows``, in their order; only where there is a ``target_column_name``."""
+        return [float(target) for target in self.dataset[list(rows)][self.target_column_name]] if rows else []
+
     def readable_name(self, label_name: str) -> str:
         """What to call a class in words: what the data set calls it, or else its own name without underscores."""
         return self.readable_names.get(label_name) or readable(label_name)
@@ -72,6 +79,8 @@ class Pool:
         digest = hashlib.sha256()
         for name, rows in self.rows_by_class.items():
             digest.update(json.dumps([name, rows, self.texts(rows)]).encode())
+            if self.target_column_name is not None:
+                digest.update(json.dumps(self.targets(rows)).encode())
         return digest.hexdigest()
 
 
@@ -83,6 +92,7 @@ def load_pools(
     revision: str | None = None,
     text_column_name: str | None = None,
     label_column_name: str | None = None,
+    target_column_name: str | None = None,
     splits: Mapping[str, Sequence[str]] | None = None,
     split_file: str | Path | None = None,
     split_seed: int = 0,
@@ -103,6 +113,8 @@ def load_pools(
         dataset_config_name: configuration of a Hub data set; the language of ``home_intents``.
         revision: branch, tag or commit of a Hub data set.
         text_column_name, label_column_name: columns, found by type and name if not given.
+        target_column_name: column of the numbers that a regression answers with. A task is then one class of
+            ``label_column_name``, its group of texts, and splits share no group.
         splits: lists of class names under ``train``, ``validation``, ``test``; classes in none are left out.
         split_file: JSON file of the same.
         split_seed: seed of the random splits, which depend on it and the class names alone.
@@ -129,8 +141,11 @@ def load_pools(
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-    merged = concatenate_datasets([part.select_columns([text_column]) for part in parts.values()])
+    columns = [text_column, *([target_column_name] if target_column_name else [])]
+    merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
     texts = checked_texts(merged, text_column)
+    if target_column_name:
+        check_targets(merged, target_column_name)
 
     if split_file is not None:
         splits = read_split_file(split_file)
@@ -160,6 +175,7 @@ def load_pools(
             rows_by_class={c: tuple(rows) for c, rows in by_class.items()},
             dataset=merged,
             text_column_name=text_column,
+            target_column_name=target_column_name,
             readable_names={c: readable[c] for c in by_class if c in readable},
             descriptions={c: described[c] for c in by_class if c in described},
             num_dropped=len(dropped[split]),

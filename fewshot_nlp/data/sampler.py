@@ -56,7 +56,7 @@ class EpisodeSampler(EpisodeSequence):
 
     Args:
         pool: where classes and rows come from.
-        n_way: classes in an episode.
+        n_way: classes in an episode; 1, the group of texts, where the pool has targets.
         k_shot: support examples a class.
         n_query: query examples a class.
         seed: of the sequence.
@@ -124,7 +124,13 @@ class EpisodeSampler(EpisodeSequence):
         )
 
     def _check(self) -> None:
-        at_least("n_way", self.n_way, 2)
+        if self.pool.target_column_name is None:
+            at_least("n_way", self.n_way, 2)
+        elif self.n_way != 1 or self.n_out_of_scope:
+            raise ValueError(
+                f"A task of the pool {self.pool.name!r}, which has targets, is one group of texts: n_way={self.n_way}, "
+                f"n_out_of_scope={self.n_out_of_scope} mean nothing there. Use n_way=1, n_out_of_scope=0."
+            )
         at_least("max_n_way", self.max_n_way, self.n_way)
         at_least("k_shot", self.k_shot, 1)
         at_least("max_k_shot", self.max_k_shot, self.k_shot)

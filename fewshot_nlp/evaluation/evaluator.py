@@ -6,21 +6,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
-from torch.nn import functional as F
 
+from fewshot_nlp.config import TASKS
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
 from fewshot_nlp.learners import BaseLearner
+from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
+METRICS_BY_SCORE = {"accuracy": ("accuracy", "f1"), "negative_mse": ("r2",)}
 
 
 @dataclass
@@ -29,36 +32,40 @@ class EvaluationResult:
 
     Attributes:
         specs: the episodes.
-        predictions: answered episode labels, one a query; ``NO_ANSWER`` where the logits held a NaN.
-        references: true episode labels, one a query; ``OUT_OF_SCOPE`` for classes outside the episode.
-        accuracies: accuracy in [0, 1] over the in-scope queries.
-        losses: mean cross-entropy of the in-scope queries, in nats.
+        predictions: answered episode labels, one a query; ``NO_ANSWER`` where the logits held a NaN. Of regressions,
+            the answered numbers.
+        references: true episode labels, one a query; ``OUT_OF_SCOPE`` for classes outside the episode. Of regressions,
+            the targets.
+        accuracies: accuracy in [0, 1] over the in-scope queries; of regressions, the negative mean squared error.
+        losses: mean cross-entropy of the in-scope queries, in nats; of regressions, the mean squared error.
         adapt_seconds: wall-clock seconds of ``learner.adapt`` in all.
         predict_seconds: wall-clock seconds of ``learner.predict`` in all.
         metrics: each metric by name, over all queries of all episodes, with class names (not episode labels) as labels.
+        score: what ``accuracies`` holds: ``"accuracy"``, or of regressions ``"negative_mse"``.
     """
 
     specs: list[EpisodeSpec]
-    predictions: list[list[int]]
-    references: list[list[int]]
+    predictions: list[list[Any]]
+    references: list[list[Any]]
     accuracies: list[float]
     losses: list[float]
     adapt_seconds: float = 0.0
     predict_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    score: str = TASKS["classification"]
 
     def __len__(self) -> int:
         return len(self.specs)
 
     @property
     def interval(self) -> Interval:
-        """Mean accuracy over episodes with its 95 % interval."""
+        """Mean of ``accuracies`` over episodes with its 95 % interval."""
         return mean_interval(self.accuracies)
 
     @property
     def accuracy(self) -> float:
-        """Mean accuracy over episodes."""
-        return self.interval.mean
+        """Mean of ``accuracies`` over episodes; of a regression it is not finite where an answer is not."""
+        return float(np.mean(self.accuracies))
 
     @property
     def loss(self) -> float:
@@ -72,7 +79,7 @@ def evaluate(
     specs: Iterable[EpisodeSpec],
     reader: Callable[[EpisodeSpec], Episode],
     *,
-    metrics: Sequence[str] = ("accuracy", "f1"),
+    metrics: Sequence[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     shard: tuple[int, int] = (0, 1),
@@ -83,7 +90,8 @@ def evaluate(
         learner, params: the method and its meta-parameters, on ``device``.
         specs: the episodes, such as ``[sampler[i] for i in range(600)]``, or a sampler that has ``num_episodes``.
         reader: turns a spec into an encoded episode.
-        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries.
+        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries; accuracy and F1 if not
+            given, and of regressions R².
         device: where the episodes go; by default where ``params`` are.
         progress: show a progress bar.
         shard: ``(rank, world size)``: this call takes episodes ``rank, rank + world size, ...``; ``merge`` puts the
@@ -104,7 +112,7 @@ def evaluate(
     specs = list(specs)
     if not specs:
         raise ValueError("specs is empty. Evaluate 1 episode or more.")
-    for name in metrics:
+    for name in metrics or ():
         load_metric(name)
     if device is None:
         device = next((tensor.device for tensor in params.values()), None)
@@ -122,7 +130,7 @@ def evaluate(
         result.predict_seconds += _now(episode) - adapted
         result.adapt_seconds += adapted - start
         _record(result, spec, episode.query, logits)
-    result.metrics = _pooled_metrics(result, metrics)
+    result.metrics = _pooled_metrics(result, METRICS_BY_SCORE[result.score] if metrics is None else metrics)
     return result
 
 
@@ -151,6 +159,7 @@ def merge(parts: Sequence[EvaluationResult]) -> EvaluationResult:
         losses=interleave("losses"),
         adapt_seconds=sum(part.adapt_seconds for part in parts),
         predict_seconds=sum(part.predict_seconds for part in parts),
+        score=parts[0].score,
     )
     result.metrics = _pooled_metrics(result, list(parts[0].metrics))
     return result
@@ -168,7 +177,7 @@ def compare(
         "baselines": {name: the same}, "paired_gain": {"mean", "ci95", "episodes"},
         "paired_gains": {name: the same}}``: accuracies as fractions, ``ci95`` the half-width of a 95 % interval
         (``None`` for one episode), gains as result minus baseline, ``paired_gain`` over
-        ``reference``, seconds an episode.
+        ``reference``, seconds an episode. Of regressions, ``"negative_mse"`` stands in place of ``"accuracy"``.
 
     Raises:
         ValueError: no result, no baseline called ``reference``, or a baseline that answered other episodes.
@@ -197,7 +206,7 @@ def compare(
 def _summary(result: EvaluationResult) -> dict[str, Any]:
     interval = result.interval
     return {
-        "accuracy": interval.mean,
+        result.score: interval.mean,
         "ci95": interval.ci95,
         "episodes": interval.n,
         # JSON has no NaN or infinity.
@@ -215,23 +224,43 @@ def _record(result: EvaluationResult, spec: EpisodeSpec, query: Batch, logits: T
             f"Episode {spec.address}: predict gave logits of shape {tuple(logits.shape)}, not "
             f"{(len(query), query.n_way)}. Return one row a query and one column a class."
         )
-    labels = query.labels
+    labels, logits = query.labels, logits.float()
+    if labels.is_floating_point():
+        result.score = TASKS["regression"]
+        result.specs.append(spec)
+        result.predictions.append(logits[:, 0].tolist())
+        result.references.append(labels.tolist())
+        result.losses.append(float(episode_loss(logits, labels)))
+        result.accuracies.append(-result.losses[-1])
+        return
     if not (labels != OUT_OF_SCOPE).any():
         raise ValueError(f"Episode {spec.address} has no query of its own classes. Use n_query of at least 1.")
-    logits = logits.float()
     # argmax takes a NaN for the largest: a learner that diverged must not be credited with a guess.
     answers = logits.argmax(-1).masked_fill(logits.isnan().any(-1), NO_ANSWER).cpu()
     result.specs.append(spec)
     result.predictions.append(answers.tolist())
     result.references.append(labels.tolist())
     result.accuracies.append(Accuracy.score(answers.numpy(), labels.cpu().numpy()))
-    result.losses.append(float(F.cross_entropy(logits, labels, ignore_index=OUT_OF_SCOPE)))
+    result.losses.append(float(episode_loss(logits, labels)))
 
 
 def _pooled_metrics(result: EvaluationResult, names: Sequence[str]) -> dict[str, float]:
-    """Metrics over all queries. Episode label 0 is another class in each episode, so labels become class numbers."""
+    """Metrics over all queries."""
     if not result.specs or not names:
         return dict.fromkeys(names, float("nan"))
+    if result.score == TASKS["regression"]:
+        predictions, references = (list(chain.from_iterable(each)) for each in (result.predictions, result.references))
+    else:
+        predictions, references = _class_numbers(result)
+    scores: dict[str, float] = {}
+    for name in names:
+        scores |= load_metric(name).compute(predictions=predictions, references=references)
+    return scores
+
+
+def _class_numbers(result: EvaluationResult) -> tuple[list[int], list[int]]:
+    """Predictions and references of all queries. Episode label 0 is another class in each episode, so labels become
+    class numbers."""
     classes = sorted({(spec.pool, name) for spec in result.specs for name in spec.classes})
     number = {key: i for i, key in enumerate(classes)}
 
@@ -242,11 +271,7 @@ def _pooled_metrics(result: EvaluationResult, names: Sequence[str]) -> dict[str,
             numbers += [own[label] if label >= 0 else label for label in labels]
         return numbers
 
-    predictions, references = pooled(result.predictions), pooled(result.references)
-    scores: dict[str, float] = {}
-    for name in names:
-        scores |= load_metric(name).compute(predictions=predictions, references=references)
-    return scores
+    return pooled(result.predictions), pooled(result.references)
 
 
 def _now(episode: Episode) -> float:

@@ -170,7 +170,10 @@ def _seeded(function: Callable[..., Any], seed: int) -> Callable[..., Any]:
     """``function`` that draws the same random numbers in every call."""
 
     def call(*args: Any) -> Any:
-        torch.manual_seed(seed)
+        # torch.manual_seed formats a stack trace where CUDA was not used yet, which takes longer than a small network.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
         return function(*args)
 
     return call

@@ -142,15 +142,13 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_roo
 def scale_by_learned_rates(learning_rates: Mapping[str, float]) -> Rule:
     """Meta-SGD (Li et al. 2017, arXiv:1707.09835): a learned rate for every coordinate, in place of one for all.
 
-    Each tensor of the adapter has rates of its own shape. The head, whose shape follows the number of classes, has one
-    rate a tensor.
+    Each tensor has rates of its own shape, as ``learned`` is shown it.
     """
 
     def learned(fast: Params) -> dict[str, Tensor]:
-        shapes = {name: () if name.startswith("head.") else value.shape for name, value in fast.items()}
         return {
-            f"{OWNER}rate.{name}": fast[name].new_full(shape, by_prefix(learning_rates, name))
-            for name, shape in shapes.items()
+            f"{OWNER}rate.{name}": torch.full_like(value, by_prefix(learning_rates, name))
+            for name, value in fast.items()
         }
 
     return stateless(

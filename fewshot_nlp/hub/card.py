@@ -90,7 +90,7 @@ def _metadata(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any])
     evaluations = _evaluations(info, test)
     return ModelCardData(
         library_name="fewshot_nlp",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-classification" if config.task == "classification" else None,
         tags=tags,
         datasets=info.hub_datasets or None,
         language=info.language or None,
@@ -146,9 +146,14 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
 
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
     method = learner_class(config.learner).title or f"`{config.learner}`"
+    asked = (
+        "a class teach it a new text classification task"
+        if config.task == "classification"
+        else "teach it a new regression task"
+    )
     text = (
         f"{ADAPTER_NAMES[config.adapter]} for {_backbone(config)}, meta-learned with {method} so "
-        "that a handful of examples a class teach it a new text classification task."
+        f"that a handful of examples {asked}."
     )
     if info.learning_curve is not None:
         text += f"\n\n![Accuracy against training steps]({CURVE_NAME})"
@@ -208,6 +213,14 @@ def _percent(entry: Any, key: str, signed: bool = False) -> str:
 
 
 def _usage(config: FewShotConfig, source: str) -> str:
+    if config.task == "regression":
+        return (
+            "```python\n"
+            "from fewshot_nlp import FewShotAdapter\n\n"
+            f'adapter = FewShotAdapter.from_pretrained("{source}")\n'
+            "state = adapter.learner.adapt(adapter.params, support)  # a Batch whose labels are numbers\n"
+            "adapter.learner.predict(adapter.params, state, query)[:, 0]\n```"
+        )
     parts = [
         "```python\n"
         "from fewshot_nlp import FewShotClassifier\n\n"
@@ -255,10 +268,9 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
 
 
 def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -> str:
-    lines = [
-        f"- Texts longer than {config.max_length} tokens are cut.",
-        "- Every text is given one of the classes of the examples, also where none of them fits.",
-    ]
+    lines = [f"- Texts longer than {config.max_length} tokens are cut."]
+    if config.task == "classification":
+        lines.append("- Every text is given one of the classes of the examples, also where none of them fits.")
     if test:
         lines.append("- The results hold for tasks of the shape above on that data; measure on your own before use.")
     else:

@@ -23,14 +23,23 @@ from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, St
 
 
 def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the queries whose class is in the episode."""
-    return cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, labels, ignore_index=OUT_OF_SCOPE)
+    """Mean cross-entropy over the queries whose class is in the episode; where labels are floats, the mean squared
+    error of the one logit."""
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    if labels.is_floating_point():
+        return (logits[:, 0] - labels).square().mean()
+    return cross_entropy(logits, labels, ignore_index=OUT_OF_SCOPE)
 
 
 def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers among the queries whose class is in the episode."""
     known = labels != OUT_OF_SCOPE
     return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
+
+
+def episode_score(logits: Tensor, labels: Tensor) -> Tensor:
+    """What ``config.score`` names: the accuracy, or where labels are floats, the negative mean squared error."""
+    return -episode_loss(logits, labels) if labels.is_floating_point() else episode_accuracy(logits, labels)
 
 
 @dataclass
@@ -59,6 +68,10 @@ class BaseLearner(ABC):
     reads_queries: ClassVar[bool] = False
     #: Whether a task may change the adapter, and with it the features, or its head alone.
     fast_body: ClassVar[bool] = True
+    #: What it can learn: "classification", "regression".
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    #: Whether a task may change the head of a regression, which is meta-learned; those of classes know it themselves.
+    fast_head: ClassVar[bool] = True
     #: Whether the method answers through ``head``, or in its own way.
     uses_head: ClassVar[bool] = True
     #: Whether the method reads ``support.names`` itself. For others the names become support examples.
@@ -69,13 +82,18 @@ class BaseLearner(ABC):
     Options: ClassVar[type] = NoOptions
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
+        if config.task not in self.tasks:
+            raise ValueError(
+                f"learner={config.learner!r} is not defined for task={config.task!r}: it needs classes. Use a learner "
+                f"that adapts by gradient steps, such as learner='maml', or task='classification'."
+            )
         self.config = _with_implied(config, self.implied)
         self.options: Any = from_mapping(
             self.Options, config.learner_kwargs or {}, f"learner_kwargs of learner={config.learner!r}"
         )
         self.model = model
         self.transductive = self.reads_queries or model.transductive
-        self.head: Head = build_head(self.config)
+        self.head: Head = build_head(self.config, model.hidden_size, self.fast_head)
         self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
 
@@ -127,6 +145,11 @@ class BaseLearner(ABC):
 
     def _known(self, support: Batch) -> Batch:
         """What the method learns a task from: tensors that autograd can record; names as examples, or as they are."""
+        if support.labels.is_floating_point() != (self.config.task == "regression"):
+            raise ValueError(
+                f"Labels of {support.labels.dtype} do not fit a learner of task={self.config.task!r}. Give it int64 "
+                f"labels for classification, floats for regression, or set task."
+            )
         support = support.recordable()
         return support if self.reads_names else support.with_names_as_examples(self.config.label_name_weight)
 
@@ -161,12 +184,15 @@ class BaseLearner(ABC):
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
         labels = episode.query.labels
-        return MetaGrad(grads, self.loss(logits, labels), episode_accuracy(logits, labels), 1, [logits])
+        return MetaGrad(grads, self.loss(logits, labels), episode_score(logits, labels), 1, [logits])
 
 
 def _with_implied(config: FewShotConfig, implied: Mapping[str, Any]) -> FewShotConfig:
     """``config`` with what the method implies in place of what was left at its default."""
     defaults = {each.name: each.default for each in fields(FewShotConfig)}
+    if config.task == "regression":
+        # There is one head of a regression, and a method says nothing about it.
+        implied = {name: value for name, value in implied.items() if name not in ("head", "head_init")}
     for name, value in implied.items():
         given = getattr(config, name)
         if given not in (value, defaults[name]):

@@ -16,4 +16,5 @@ class BOIL(GradientLearner):
     """MAML whose inner loop changes the adapter alone."""
 
     title = "BOIL ([Oh et al. 2021](https://arxiv.org/abs/2008.08882))"
+    tasks = ("classification",)
     implied: ClassVar = {"head": "linear", "head_init": "prototype", "head_learning_rate": 0.0}

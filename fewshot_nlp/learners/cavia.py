@@ -10,7 +10,8 @@ for images)::
 
     f' = f ∘ (1 + W_γ c) + W_β c
 
-Classes are the prototypes of ``f'``, so that the head has no weights that a task could change.
+Classes are the prototypes of ``f'``, so that the head has no weights that a task could change; the output layer of a
+regression is shared like the rest.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class CAVIA(GradientLearner):
 
     title = "CAVIA ([Zintgraf et al. 2019](https://arxiv.org/abs/1810.03642))"
     implied: ClassVar = {"head": "prototype"}
+    fast_head = False
     Options = CAVIAOptions
 
     def build_networks(self) -> dict[str, nn.Module]:

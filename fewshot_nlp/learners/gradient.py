@@ -38,6 +38,7 @@ class GradientLearner(BaseLearner):
     The state of a task holds the adapted tensors under their own names, and the head's state.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
     #: How the meta-gradient is estimated, unless ``config.estimator`` says otherwise.
     estimator: ClassVar[str] = "exact"
     #: Inner steps whose graphs are in memory together; if not set, as many as ``config.graph_memory_gb`` holds. The
@@ -111,7 +112,9 @@ class GradientLearner(BaseLearner):
         labels = torch.arange(2, device=self.model.device)
         some = torch.zeros(2, self.model.hidden_size, device=self.model.device, dtype=self.model.dtype)
         head = self.head.start(params, some, labels, 2) if self.head.fast else {}
-        return {**params, **self.rule.learned({**self._body(params), **head})}
+        # A tensor whose shape follows the number of classes can have no rates of that shape: one number stands for it.
+        shown = {name: value if name in params else value.new_zeros(()) for name, value in head.items()}
+        return {**params, **self.rule.learned({**self._body(params), **shown})}
 
     def _body(self, params: Params) -> dict[str, Tensor]:
         """The fast weights that change the features, at their start; they follow from ``params`` alone."""
@@ -143,7 +146,8 @@ class GradientLearner(BaseLearner):
                 name: torch.ones_like(t[:1, :1]).expand(_ROWS, _TOKENS) if text else t[:1].expand(_ROWS, *t.shape[1:])
                 for name, t in support.inputs.items()
             }
-            batch = Batch(rows, torch.arange(_ROWS, device=support.labels.device) % 2, 2)
+            labels = torch.arange(_ROWS, device=support.labels.device, dtype=support.labels.dtype) % 2
+            batch = Batch(rows, labels, 2)
             theta = leaves(self.init_params())
             link = self.links(batch)[0]
             counted = graph_bytes(lambda: link(theta, None, True), self.model.module.parameters())
@@ -227,7 +231,7 @@ class GradientLearner(BaseLearner):
         support = self._known(support)
         carry = adapt(self.links(support), params)
         with torch.no_grad():
-            return self._state(params, carry, support)
+            return {name: value.detach() for name, value in self._state(params, carry, support).items()}
 
     def _state(self, params: Params, carry: Carry, support: Batch) -> State:
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""

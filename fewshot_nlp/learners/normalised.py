@@ -7,9 +7,9 @@ the direction it went; with ``of="weights"`` it gets the length of the start, so
     step:     φ̂_i = θ + r (φ_i - θ) / |φ_i - θ|          weights:  φ̂_i = |θ| φ_i / |φ_i|
     meta-gradient = θ - mean_i φ̂_i
 
-Norms run over all of the adapter's tensors together. A task that moved nothing counts as the start itself. The average
-of unit steps is that of normalised gradient descent (Nesterov 1984; Yu et al. 2017, arXiv:1707.04822, for its use
-with many losses of unlike scale).
+Norms run over all meta-parameters that a task changes, together. A task that moved nothing counts as the start itself.
+The average of unit steps is that of normalised gradient descent (Nesterov 1984; Yu et al. 2017, arXiv:1707.04822, for
+its use with many losses of unlike scale).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fewshot_nlp.config import at_least, choice
 from fewshot_nlp.learners.reptile import Reptile
-from fewshot_nlp.models.model import PREFIX
 from fewshot_nlp.types import Params
 
 
@@ -45,7 +44,7 @@ class NormalisedReptile(Reptile):
     Options = NormalisedOptions
 
     def displacement(self, params: Params, state: Params) -> dict[str, Tensor]:
-        start = {name: value for name, value in params.items() if name.startswith(PREFIX)}
+        start = {name: value for name, value in params.items() if name in state}
         if self.options.of == "weights":
             length = _norm(start.values()) / _norm(state[name] for name in start)
             return {name: value - length * state[name] for name, value in start.items()}

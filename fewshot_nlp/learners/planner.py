@@ -184,8 +184,10 @@ def example_episode(
         own = torch.tensor(list(islice(endless, n_way * count)))
         mask = (torch.arange(int(own.max()))[None] < own[:, None]).long()
         ids = torch.randint(vocabulary, mask.shape, generator=rng) * mask
-        labels = torch.arange(n_way).repeat_interleave(count)
-        return Batch({"input_ids": ids, "attention_mask": mask}, labels, n_way).to(learner.model.device)
+        inputs, labels = {"input_ids": ids, "attention_mask": mask}, torch.arange(n_way).repeat_interleave(count)
+        if learner.config.task == "regression":
+            return Batch(inputs, labels.float(), 1).to(learner.model.device)
+        return Batch(inputs, labels, n_way).to(learner.model.device)
 
     classes = tuple(f"class {i}" for i in range(n_way))
     return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), batch(k_shot), batch(n_query))

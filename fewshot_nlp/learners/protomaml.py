@@ -17,4 +17,5 @@ class ProtoMAML(GradientLearner):
     """MAML over the adapter and a linear head that starts at the class means."""
 
     title = "ProtoMAML ([Triantafillou et al. 2020](https://arxiv.org/abs/1903.03096))"
+    tasks = ("classification",)
     implied: ClassVar = {"head": "linear", "head_init": "prototype"}

@@ -1,7 +1,7 @@
 """Heads: from support features to a task's classifier, and from query features to logits.
 
 A head is two pure functions. ``start`` makes the task's own state from the support set; ``logits`` uses it. Every head
-treats classes alike, so that permuting the labels permutes the logits and any number of classes will do.
+of classes treats them alike, so that permuting the labels permutes the logits and any number of classes will do.
 """
 
 from __future__ import annotations
@@ -110,6 +110,31 @@ class LinearHead:
             return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
 
 
-def build_head(config: FewShotConfig) -> Head:
-    """The head that ``config`` names."""
+class RegressionHead:
+    """One number an example, ``f w^T + b``, from features as they are; ``w`` ``[1, size]`` and ``b`` ``[1]``.
+
+    Every task has one output, so that its weights are meta-parameters like the others (MAML, Finn et al. 2017): a task
+    starts at them, and where ``fast``, the inner loop goes on from there. Untrained they are zero.
+    """
+
+    def __init__(self, size: int, fast: bool = True) -> None:
+        self.size, self.fast = size, fast
+
+    def init_params(self) -> dict[str, Tensor]:
+        return {WEIGHT: torch.zeros(1, self.size), BIAS: torch.zeros(1)}
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        return {WEIGHT: params[WEIGHT], BIAS: params[BIAS]}
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
+        # Under autocast, features of a network from scratch are in half precision.
+        dtype = torch.promote_types(features.dtype, state[WEIGHT].dtype)
+        with full_precision(features):
+            return features.to(dtype) @ state[WEIGHT].to(dtype).T + state[BIAS]
+
+
+def build_head(config: FewShotConfig, size: int, fast: bool = True) -> Head:
+    """The head that ``config`` names, on features of ``size``; ``fast``: a task may change one that is learned."""
+    if config.task == "regression":
+        return RegressionHead(size, fast)
     return PrototypeHead(config) if config.head == "prototype" else LinearHead(config)

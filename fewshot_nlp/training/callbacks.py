@@ -7,6 +7,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from fewshot_nlp.config import TASKS
+
 
 class EpisodeProgressCallback(TrainerCallback):
     """A progress bar over steps that shows query loss, query accuracy and episodes a second.
@@ -49,13 +51,14 @@ class LinePrinterCallback(TrainerCallback):
 
 def validation_line(step: int, metrics: dict[str, float]) -> str:
     """``step 50: validation accuracy 0.912 (1-shot 0.880, 5-shot 0.944), loss 0.310``."""
-    prefix, suffix = "eval_", "_accuracy"
+    score = next(score for score in TASKS.values() if f"eval_{score}" in metrics)
+    prefix, suffix = "eval_", f"_{score}"
     shots = [
         f"{name[len(prefix) : -len(suffix)]} {value:.3f}"
         for name, value in metrics.items()
-        if name.startswith(prefix) and name.endswith(suffix) and name != "eval_accuracy"
+        if name.startswith(prefix) and name.endswith(suffix) and name != f"eval_{score}"
     ]
-    shown = f"step {step}: validation accuracy {metrics['eval_accuracy']:.3f}"
+    shown = f"step {step}: validation {score.replace('_', ' ')} {metrics[f'eval_{score}']:.3f}"
     if len(shots) > 1:
         shown += f" ({', '.join(shots)})"
     return f"{shown}, loss {metrics['eval_loss']:.3f}"

@@ -35,29 +35,29 @@ class Meter:
         """Mean loss over all steps so far; 0 before the first."""
         return self.total_loss / max(self.total_steps, 1)
 
-    def averages(self) -> dict[str, float]:
-        """Means over the steps since the last ``flush``."""
+    def averages(self, score: str = "accuracy") -> dict[str, float]:
+        """Means over the steps since the last ``flush``; ``score`` is what ``accuracy`` holds."""
         return {
             "loss": self.loss / self.steps,
-            "accuracy": self.accuracy / self.steps,
+            score: self.accuracy / self.steps,
             "grad_norm": self.grad_norm / self.steps,
             "episodes_per_second": self.episodes / max(self.seconds, 1e-9),
         }
 
-    def shown(self) -> dict[str, str]:
+    def shown(self, score: str = "accuracy") -> dict[str, str]:
         """``averages`` for a progress bar; empty right after a ``flush``."""
         if not self.steps:
             return {}
-        averages = self.averages()
+        averages = self.averages(score)
         return {
             "loss": f"{averages['loss']:.3f}",
-            "accuracy": f"{averages['accuracy']:.3f}",
+            score: f"{averages[score]:.3f}",
             "episodes/s": f"{averages['episodes_per_second']:.1f}",
         }
 
-    def flush(self) -> dict[str, float]:
+    def flush(self, score: str = "accuracy") -> dict[str, float]:
         """``averages``, and start over."""
-        averages = self.averages()
+        averages = self.averages(score)
         self.load({"total_steps": self.total_steps, "total_loss": self.total_loss})
         return averages
 

@@ -28,6 +28,7 @@ from fewshot_nlp.training.validation import (
     check_validation,
     is_better,
     metric_key,
+    score_of,
     validation_metrics,
 )
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
@@ -89,7 +90,8 @@ class FewShotTrainer:
         self.eval_specs = {
             name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
         }
-        check_validation(args, self.eval_specs)
+        self.score = score_of(learner)
+        check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)
         model = getattr(learner, "model", None)
         if model is not None:
@@ -164,7 +166,8 @@ class FewShotTrainer:
         return TrainOutput(self.state.global_step, self.meter.mean_loss, metrics)
 
     def evaluate(self) -> dict[str, float]:
-        """Validate: ``eval_accuracy`` and ``eval_loss`` are means over the ``eval_<name>_...`` of each eval sampler."""
+        """Validate: ``eval_accuracy`` (of regressions ``eval_negative_mse``) and ``eval_loss`` are means over the
+        ``eval_<name>_...`` of each eval sampler."""
         results = {name: self.evaluate_on(specs) for name, specs in self.eval_specs.items()}
         metrics = validation_metrics(results)
         self.log(metrics)
@@ -236,7 +239,7 @@ class FewShotTrainer:
             self._skip(loss, norm)
         self.state.global_step += 1
         self.state.epoch = self.state.global_step / self.args.max_steps
-        self._notify("on_step_end", progress=self.meter.shown())
+        self._notify("on_step_end", progress=self.meter.shown(self.score))
         self._log_evaluate_save()
 
     def _micro_round(self, micro_round: int) -> MetaGrad:
@@ -295,7 +298,7 @@ class FewShotTrainer:
 
     def _log_evaluate_save(self) -> None:
         if self.control.should_log and self.meter.steps:
-            self.log({**self.meter.flush(), "learning_rate": float(self.scheduler.get_last_lr()[0])})
+            self.log({**self.meter.flush(self.score), "learning_rate": float(self.scheduler.get_last_lr()[0])})
         if self.control.should_evaluate and self.eval_specs:
             self._validate()
         self._save()

@@ -16,13 +16,15 @@ def metric_key(metric: str) -> str:
 
 
 def validation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
-    """``eval_<name>_accuracy`` and ``eval_<name>_loss`` by result; their means ``eval_accuracy``, ``eval_loss``."""
+    """``eval_<name>_accuracy`` and ``eval_<name>_loss`` by result; their means ``eval_accuracy``, ``eval_loss``. Of
+    regressions it is ``negative_mse`` in place of ``accuracy``."""
+    score = next(iter(results.values())).score
     metrics = {
-        "eval_accuracy": sum(result.accuracy for result in results.values()) / len(results),
+        f"eval_{score}": sum(result.accuracy for result in results.values()) / len(results),
         "eval_loss": sum(result.loss for result in results.values()) / len(results),
     }
     for name, result in results.items():
-        metrics |= {f"eval_{name}_accuracy": result.accuracy, f"eval_{name}_loss": result.loss}
+        metrics |= {f"eval_{name}_{score}": result.accuracy, f"eval_{name}_loss": result.loss}
     return metrics
 
 
@@ -37,14 +39,19 @@ def check_label_names(learner: Any, reader: Any) -> None:
         )
 
 
-def check_validation(args: FewShotTrainingArguments, names: Iterable[str]) -> None:
+def score_of(learner: Any) -> str:
+    """The name of what ``MetaGrad.accuracy`` holds; the accuracy where a learner does not say."""
+    return getattr(getattr(learner, "config", None), "score", "accuracy")
+
+
+def check_validation(args: FewShotTrainingArguments, names: Iterable[str], score: str = "accuracy") -> None:
     """Raise ``ValueError`` where ``args`` asks for a validation, or a metric, that the eval samplers do not give."""
     names = list(names)
     if args.eval_strategy == "no":
         return
     if not names:
         raise ValueError("eval_strategy='steps' needs eval_samplers, and there are none. Set eval_strategy: no.")
-    known = [f"{prefix}{metric}" for prefix in ["", *(f"{n}_" for n in names)] for metric in ("accuracy", "loss")]
+    known = [f"{prefix}{metric}" for prefix in ["", *(f"{n}_" for n in names)] for metric in (score, "loss")]
     if metric_key(args.metric_for_best_model) not in map(metric_key, known):
         raise ValueError(
             f"metric_for_best_model={args.metric_for_best_model!r} is not measured. Use one of: {', '.join(known)}."

@@ -31,6 +31,7 @@ class Entry:
         ordered: the order of the support set matters by design, as in SNAIL.
         kinds: inputs that it is tried on: text, vectors, images.
         loss: what it trains, of logits and labels.
+        task: what it is to learn, as ``config.task``.
     """
 
     build: Callable[[str], Learner]
@@ -40,6 +41,7 @@ class Entry:
     ordered: bool = False
     kinds: tuple[str, ...] = ("text",)
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    task: str = "classification"
 
 
 class Subject:
@@ -64,10 +66,10 @@ class Subject:
         self.first, self.second = (self.episode(seed) for seed in (0, 1))
 
     def batch(self, counts: Sequence[int], seed: int) -> Batch:
-        return random_batch(list(counts), seed, kind=self.kind)
+        return random_batch(list(counts), seed, kind=self.kind, task=self.entry.task)
 
     def episode(self, seed: int, dtype: torch.dtype = torch.float64) -> Episode:
-        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype)
+        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype, task=self.entry.task)
 
     def build(self) -> Any:
         learner: Any = self.entry.build(self.folder)

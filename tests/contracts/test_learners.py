@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from fewshot_nlp.config import LEARNERS as NAMES
 from fewshot_nlp.learners import FineTuning, FrozenPrototypes, LogisticRegression, build_learner, learner_class
@@ -29,7 +30,10 @@ def by_name(folder: str, **settings: Any) -> Learner:
 
 def named(learner: str, exact: bool = True, kinds: tuple[str, ...] = KINDS, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
-    return Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds)
+    entry = Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds)
+    if settings.get("task") == "regression":
+        return replace(entry, task="regression", loss=lambda logits, targets: mse_loss(logits[:, 0], targets))
+    return entry
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ LEARNERS = {
     "maml, euclidean": named("maml", distance="euclidean", inner_learning_rate=0.05),
     "maml, prototype head": named("maml", head="prototype"),
     "maml, adam": named("maml", inner_rule="adam", inner_learning_rate=0.01),
-    "maml, prompt": named("maml", adapter="prompt_tuning"),
+    "maml, prompt": named("maml", kinds=("text",), adapter="prompt_tuning"),
     "fomaml": named("fomaml", exact=False),
     "fomaml, zero head": named("fomaml", exact=False, head_init="zero"),
     "fomaml, prototype head": named("fomaml", exact=False, head="prototype"),
@@ -75,7 +79,7 @@ LEARNERS = {
     "meta-sgd": named("meta_sgd"),
     # What it reports is the loss after the last step, and what it follows is the sum over steps.
     "maml++": named("mamlpp", exact=False),
-    "imaml": named("imaml", exact=False, proximal=2.0),
+    "imaml": named("imaml", exact=False, proximal=5.0, inner_learning_rate=0.05),
     "normalised reptile": named("normalised_reptile", exact=False),
     "normalised reptile, weights": named("normalised_reptile", exact=False, learner_kwargs={"of": "weights"}),
     "snail": replace(named("snail", learner_kwargs=SMALL["snail"]), ordered=True),
@@ -96,9 +100,15 @@ LEARNERS = {
     "relation, no residual": named("relation", kinds=("text",), learner_kwargs={"residual": False}),
     "relation, squared error": replace(named("relation", learner_kwargs={"loss": "mse"}), loss=squared_error),
     "relational": named("relational"),
-    "fine-tuning": Entry(fine_tuning, exact=False, saved=False),
-    "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False),
-    "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False),
+    "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),
+    "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False, kinds=KINDS),
+    "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False, kinds=KINDS),
+    "regression: maml": named("maml", task="regression", inner_learning_rate=0.05),
+    "regression: anil": named("anil", task="regression", inner_learning_rate=0.05),
+    "regression: reptile": named("reptile", exact=False, task="regression", inner_learning_rate=0.05),
+    "regression: meta-sgd": named("meta_sgd", task="regression", inner_learning_rate=0.05),
+    "regression: imaml": named("imaml", exact=False, task="regression", proximal=2.0, inner_learning_rate=0.05),
+    "regression: cavia": named("cavia", task="regression", inner_learning_rate=0.5),
 }
 
 
@@ -114,7 +124,7 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
         pytest.param(name, check, shape, kind, id=f"{name}-{check.__name__}-{shape}-{kind}")
         for name, entry in LEARNERS.items()
         for kind in entry.kinds
-        for check, shape in contract(entry)
+        for check, shape in contract(entry, kind)
     ],
 )
 def test_contract(folders, name, check, shape, kind):

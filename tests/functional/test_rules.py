@@ -180,8 +180,9 @@ def test_learned_rates_start_as_plain_descent_and_have_the_shape_of_the_weights(
     learned = rule.learned(params)
     assert {name: tuple(value.shape) for name, value in learned.items()} == {
         "rule.rate.model.a": (3, 2),
-        "rule.rate.head.b": (),
+        "rule.rate.head.b": (4,),
     }
+    assert rule.learned({"head.b": torch.zeros(())})["rule.rate.head.b"].shape == ()
     grads = gradients(params, 0)
     found, _ = rule.update(grads, {}, Point(params, 0, learned))
     expected, _ = sgd(RATES).update(grads, {}, Point(params))

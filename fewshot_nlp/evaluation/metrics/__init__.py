@@ -5,8 +5,11 @@ from __future__ import annotations
 from fewshot_nlp.evaluation.metrics.accuracy import Accuracy, AccuracyWithOutOfScope
 from fewshot_nlp.evaluation.metrics.base import LocalMetric
 from fewshot_nlp.evaluation.metrics.f1 import MacroF1
+from fewshot_nlp.evaluation.metrics.r2 import R2
 
-METRICS: dict[str, type[LocalMetric]] = {metric.key: metric for metric in (Accuracy, AccuracyWithOutOfScope, MacroF1)}
+METRICS: dict[str, type[LocalMetric]] = {
+    metric.key: metric for metric in (Accuracy, AccuracyWithOutOfScope, MacroF1, R2)
+}
 
 
 def load_metric(name: str) -> LocalMetric:
@@ -20,4 +23,4 @@ def load_metric(name: str) -> LocalMetric:
     return METRICS[name]()
 
 
-__all__ = ["METRICS", "Accuracy", "AccuracyWithOutOfScope", "LocalMetric", "MacroF1", "load_metric"]
+__all__ = ["METRICS", "R2", "Accuracy", "AccuracyWithOutOfScope", "LocalMetric", "MacroF1", "load_metric"]

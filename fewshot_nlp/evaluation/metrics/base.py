@@ -11,16 +11,17 @@ import numpy as np
 
 
 class LocalMetric(evaluate.Metric, ABC):
-    """An ``evaluate.Metric`` over integer labels whose value is one number.
+    """An ``evaluate.Metric`` over integer labels, or real-valued targets, whose value is one number.
 
     ``evaluate.load`` asks the Hub for a script even for accuracy; a class does not. Predictions are kept in memory
     rather than in arrow files, and no cache folder is made.
 
-    A subclass gives ``key`` (its name in the result), ``description`` and ``score``.
+    A subclass gives ``key`` (its name in the result), ``description``, ``score`` and, for real values, ``dtype``.
     """
 
     key: str
     description: str
+    dtype: str = "int64"
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
@@ -29,14 +30,14 @@ class LocalMetric(evaluate.Metric, ABC):
     @staticmethod
     @abstractmethod
     def score(predictions: np.ndarray, references: np.ndarray) -> float:
-        """The metric of integer ``predictions [n]`` and ``references [n]``: a pure function, cheap to call."""
+        """The metric of ``predictions [n]`` and ``references [n]``: a pure function, cheap to call."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.description,
             citation="",
-            inputs_description="predictions and references: integer labels, of one length.",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            inputs_description=f"predictions and references: {self.dtype} values, of one length.",
+            features=datasets.Features({n: datasets.Value(self.dtype) for n in ("predictions", "references")}),
         )
 
     def _build_data_dir(self) -> str:

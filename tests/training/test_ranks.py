@@ -47,7 +47,7 @@ def test_two_ranks_equal_one(runs, case):
             two[name], one[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
     moved = [float((one[name] - one[f"start.{name}"]).abs().max()) for name in one if not name.startswith("start.")]
-    assert max(moved) > 1e-3
+    assert max(moved) > 1e-5
 
 
 @pytest.mark.processes
@@ -65,4 +65,5 @@ def test_two_ranks_validate_as_one(runs):
 def test_a_checkpoint_of_two_ranks_is_sound(runs):
     for folder in runs:
         for case in CASES:
-            assert read_checkpoint(folder / case / "checkpoint-10").state["global_step"] == 10
+            steps = CASES[case].steps
+            assert read_checkpoint(folder / case / f"checkpoint-{steps}").state["global_step"] == steps

@@ -5,14 +5,15 @@ do not see each other. From features ``f_i`` scaled to a mean square of one, ``x
 ``steps`` rounds of messages pass along all edges, with shared weights::
 
     m_i = Σ_k mean_{j: k(i, j) = k} M silu(U h_i + V h_j + e_k(i, j)),   h_i, s_i = LSTM([x_i, m_i], (h_i, s_i))
-    r_c = mean_{i: y_i = c} w · silu(R [h_i, h_query]),                  logit_c = s · r_c + (the head's similarity)
+    r_c = mean_{i: y_i = c} w · silu(R [h_i, h_query, h_i ∘ h_query]),   logit_c = s · r_c + (the head's similarity)
 
 Labels enter through the kind ``k`` of an edge alone: same class (a node's own edge included), other class, from the
 query, to the query. So classes are alike, and any number of them will do. The paper sums messages in graphs of one
 degree; here their mean over each kind of edge keeps the scale the same for any way and shot (as in relational graph
 convolutions, Schlichtkrull et al. 2018, arXiv:1703.06103). The paper adds the loss of every round; here the last one's
 counts, as the rounds are few. ``silu`` stands for the paper's ``relu``: among so many edges some unit is always at a
-kink, where there is no slope. ``w`` starts at zero: an untrained learner answers as prototypes do.
+kink, where there is no slope. The product lets the last layers see likeness at once. ``w`` starts at zero: an untrained
+learner answers as prototypes do.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class RelationalNetwork(nn.Module):
         self.kind = nn.Embedding(4, width)
         self.message = nn.Linear(width, width)
         self.update = nn.LSTMCell(2 * width, width)
-        self.compare = nn.Linear(2 * width, width)
+        self.compare = nn.Linear(3 * width, width)
         self.score = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.score.weight)
 
@@ -83,7 +84,7 @@ class RelationalNetwork(nn.Module):
             flat = self.update(inputs.flatten(0, 1), (hidden.flatten(0, 1), cell.flatten(0, 1)))
             hidden, cell = (each.unflatten(0, nodes.shape[:2]) for each in flat)
         examples, query = hidden[:, :-1], hidden[:, -1:]
-        both = torch.cat([examples, query.expand_as(examples)], dim=-1)
+        both = torch.cat([examples, query.expand_as(examples), examples * query], dim=-1)
         scores = self.score(silu(self.compare(both))).squeeze(-1)
         member = member.to(scores.dtype)
         return scores @ (member / member.sum(dim=0))

@@ -214,9 +214,7 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support, episode.query)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[BaseLearner, int]]] = {}
-    # Reptile has nothing to say of rates, and of what no task changes.
-    reptile = learner.fast_body and not any(name.startswith("rule.") for name in params)
-    cheaper = [each for each in CHEAPER if estimator in GRAPHS and (each != "reptile" or reptile)]
+    cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]
     # The peak can only rise, so what needs least goes first.
     for each in dict.fromkeys((*cheaper, estimator)):
         for count in sorted({min(steps, SHORT), min(steps, LONG)}):
@@ -228,6 +226,15 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     tried = {each: _points(loops[each], episode, idle, device) for each in loops}
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
+
+
+def _takes(learner: BaseLearner, estimator: str) -> bool:
+    """Whether the method can be trained by ``estimator``: Reptile has nothing to say of what no task changes."""
+    try:
+        type(learner)(replace(learner.config, estimator=estimator, step_loss_weights=None), learner.model)
+    except ValueError:
+        return False
+    return True
 
 
 def _points(

@@ -127,7 +127,9 @@ def test_a_trial_of_every_kind_of_learner(bert_folder, settings, ways):
     assert found.chosen in found.options
 
 
-@pytest.mark.parametrize("settings", [{"learner": "anil"}, {"learner": "maml", "inner_rule": "meta_sgd"}])
+@pytest.mark.parametrize(
+    "settings", [{"learner": "anil"}, {"learner": "maml", "inner_rule": "meta_sgd"}, {"learner": "hyper"}]
+)
 def test_reptile_is_not_proposed_where_it_would_train_nothing(bert_folder, settings):
     config = tiny_config(bert_folder, inner_steps=2, **settings)
     assert set(_trial(config, SHAPE, "cpu")["estimators"]) == {"exact", "first_order"}

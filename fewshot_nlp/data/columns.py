@@ -95,8 +95,9 @@ def checked_texts(dataset: Dataset, column: str) -> list[str]:
     return texts
 
 
-def check_targets(dataset: Dataset, column: str) -> None:
-    """Raise ``ValueError`` unless ``column`` is there and holds a finite number in every row."""
+def check_targets(dataset: Dataset, column: str, first_row: int = 0) -> None:
+    """Raise ``ValueError`` unless ``column`` is there and holds a finite number in every row. ``first_row`` is what
+    errors call row 0."""
     if column not in dataset.features:
         raise ValueError(f"target_column_name={column!r} is not a column. Use one of: {_describe(dataset.features)}.")
     feature = dataset.features[column]
@@ -107,7 +108,7 @@ def check_targets(dataset: Dataset, column: str) -> None:
     for row, value in enumerate(_values(dataset, column)):
         if value is None or not math.isfinite(value):
             raise ValueError(
-                f"Row {row} has no target ({column}={value!r}). Remove such rows, for example with "
+                f"Row {first_row + row} has no target ({column}={value!r}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: row[{column!r}] is not None)."
             )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,13 @@ def load_pools(
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-    columns = [text_column, *([target_column_name] if target_column_name else [])]
+    columns = [text_column]
+    if target_column_name is not None:
+        for first_row, part in zip(accumulate(map(len, parts.values()), initial=0), parts.values(), strict=False):
+            check_targets(part, target_column_name, first_row)
+        columns.append(target_column_name)
     merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
     texts = checked_texts(merged, text_column)
-    if target_column_name:
-        check_targets(merged, target_column_name)
 
     if split_file is not None:
         splits = read_split_file(split_file)

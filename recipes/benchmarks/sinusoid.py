@@ -5,7 +5,7 @@
 
 The task of MAML's section 5.1: amplitude from [0.1, 5], phase from [0, π], x from [-5, 5], a network of two layers of
 40 units and a squared loss. Every method trains on the same tasks, `--meta_batch_size` a step, for `--max_steps` steps.
-The step size of the inner loop at test is the best of `RATES` on 50 validation tasks, for each method and number of
+The step size of the inner loop at test is the best of `RATES` on validation tasks, for each method and number of
 steps; Meta-SGD has learned its own. Prints a table of the mean squared error over 600 test tasks with its 95 %
 interval, and leaves `<method>.json` in `output_dir`; a method whose file is there, with the same settings, is not
 trained again.
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=10000)
     parser.add_argument("--meta_batch_size", type=int, default=8)
     parser.add_argument("--k_shot", type=int, default=10)
+    parser.add_argument("--validation_episodes", type=int, default=50)
     parser.add_argument("--test_episodes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("output/sinusoid_benchmark"))
@@ -106,7 +107,7 @@ def measured(method: str, args: argparse.Namespace) -> dict[str, Any]:
     params = trainer.detached_params()
     test = {}
     for steps in STEPS:
-        rate = None if config.learner == "meta_sgd" else best_rate(learner, params, steps, args.k_shot)
+        rate = None if config.learner == "meta_sgd" else best_rate(learner, params, steps, args)
         answered = answers(learner, params, steps, rate, "test", args.k_shot, args.test_episodes)
         interval = mean_interval(answered.losses)
         test[f"{steps}-step"] = {
@@ -118,9 +119,10 @@ def measured(method: str, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def best_rate(learner: BaseLearner, params: Params, steps: int, k_shot: int) -> float:
+def best_rate(learner: BaseLearner, params: Params, steps: int, args: argparse.Namespace) -> float:
     """The step size with the least error on validation tasks."""
-    losses = {rate: answers(learner, params, steps, rate, "validation", k_shot, 50).loss for rate in RATES}
+    shape = ("validation", args.k_shot, args.validation_episodes)
+    losses = {rate: answers(learner, params, steps, rate, *shape).loss for rate in RATES}
     return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
 
 

@@ -42,6 +42,7 @@ def test_the_recipe_leaves_a_picture_and_a_network(run, capsys):
 
 def test_the_benchmark_measures_a_method_once(run, capsys):
     argv = ("--methods", "maml", "meta_sgd", "--max_steps", "2", "--test_episodes", "3", "--meta_batch_size", "2")
+    argv = (*argv, "--validation_episodes", "1")
     out = run("benchmarks/sinusoid.py", *argv)
     table = capsys.readouterr().out.split("\n| method")[1]
     assert "| Meta-SGD |" in table and "| 0.53 ± 0.09 |" in table

@@ -53,7 +53,7 @@ def test_an_address_alone_is_enough():
 
 @pytest.mark.parametrize("change", [{"pool": "banking77"}, {"classes": ("lost card",)}, {"classes": ("a", "b")}])
 def test_what_is_no_sinusoid_is_refused(change):
-    with pytest.raises(ValueError, match="is no sinusoid. Draw it from a SinusoidSampler"):
+    with pytest.raises(ValueError, match=r"is no sinusoid\. Draw it from a SinusoidSampler"):
         read_sinusoid(replace(SinusoidSampler()[0], **change))
 
 

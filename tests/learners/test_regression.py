@@ -164,17 +164,22 @@ def test_the_norm_runs_over_the_output_layer_too(folders, of):
         torch.testing.assert_close(ends, [scale * state[key] for key in grads])
 
 
-def test_anil_ends_at_least_squares(folders):
-    """Gradient descent on the output layer of fixed features, from anywhere, with more points than features."""
-    learner = learner_on(folders, "anil", inner_steps=20_000, inner_learning_rate=0.05, graph_memory_gb=0.0)
-    params, _ = float64(learner)
-    params = {key: 0.3 * value for key, value in params.items()}
-    support = random_batch([20, 20], kind="vector", task="regression")
-    features = learner.model.features(params, support.inputs)
-    design = torch.cat([features, torch.ones(len(features), 1)], dim=1)
-    fitted = design @ torch.linalg.lstsq(design, support.labels[:, None], driver="gelsd").solution
-    answers = learner.predict(params, learner.adapt(params, support), support)
-    torch.testing.assert_close(answers, fitted, rtol=0, atol=1e-2)
+def test_anil_in_closed_form(folders):
+    """Gradient descent on a quadratic: ``w_K = A^K w_0 + Σ_j A^j 2α/n Xᵀy`` with ``A = I - 2α/n XᵀX``."""
+    steps, rate = 7, 0.02
+    learner = learner_on(folders, "anil", inner_steps=steps, inner_learning_rate=rate)
+    params, episode = float64(learner)
+    features = learner.model.features(params, episode.support.inputs)
+    design = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    gain = 2 * rate / len(design)
+    shrink = torch.eye(design.shape[1], dtype=torch.float64) - gain * design.T @ design
+    powers = [torch.linalg.matrix_power(shrink, k) for k in range(steps + 1)]
+    start = torch.cat([params["head.weight"][0], params["head.bias"]])
+    expected = powers[-1] @ start + sum(powers[:-1]) @ (gain * design.T @ episode.support.labels)
+    state = learner.adapt(params, episode.support)
+    torch.testing.assert_close(
+        torch.cat([state["head.weight"][0], state["head.bias"]]), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_cavia_leaves_the_output_layer_alone(folders):

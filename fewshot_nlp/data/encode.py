@@ -30,15 +30,15 @@ class Encoder(Protocol):
         """How many encoded examples may be kept in memory, unless somebody says otherwise."""
         ...
 
-    def __call__(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Any], /) -> dict[str, Tensor]:
         """Both steps: inputs by name, each ``[len(examples), ...]``."""
         ...
 
-    def encode(self, examples: Sequence[Any]) -> Sequence[Any]:
+    def encode(self, examples: Sequence[Any], /) -> Sequence[Any]:
         """Each example alone, as small as can be."""
         ...
 
-    def collate(self, encoded: Sequence[Any]) -> dict[str, Tensor]:
+    def collate(self, encoded: Sequence[Any], /) -> dict[str, Tensor]:
         """Encoded examples as one batch."""
         ...
 

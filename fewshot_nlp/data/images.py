@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from PIL import Image as Pillow
 from torch import Tensor
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.config import at_least
 
 #: Pillow's names of the pictures that a network takes, by number of channels.
 MODES = {1: "L", 3: "RGB"}
@@ -40,7 +40,8 @@ class ImageEncoder:
 
     def __init__(self, size: int = 28, num_channels: int = 1, mean: float = 0.0, std: float = 1.0) -> None:
         at_least("size", size, 1)
-        choice("num_channels", num_channels, MODES)
+        if num_channels not in MODES:
+            raise ValueError(f"num_channels={num_channels!r} is not known. Use 1 for grey or 3 for colour.")
         at_least("std", std, 0.0, float, above=True)
         self.size, self.num_channels, self.mean, self.std = size, num_channels, mean, std
 

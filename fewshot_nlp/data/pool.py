@@ -273,8 +273,8 @@ def _shared_rows(
             other, other_row = later[contents[row]]
             raise ValueError(
                 f"{len(shared[split])} {kind}s of the {split} split are in a later split too, such as "
-                f"{contents[row]!r} (row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave them out of "
-                f"{split}, or duplicates='keep'."
+                f"{contents[row]!r} (row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave "
+                f"them out of {split}, or duplicates='keep'."
             )
         later.update((contents[row], (split, row)) for row in rows)
     return shared

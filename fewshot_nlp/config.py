@@ -270,13 +270,17 @@ class EpisodeConfig:
 
     dataset_name: str = field(
         default="home_intents",
-        metadata={"help": "An embedded set (home_intents), a Hub id, a folder, or a csv, jsonl or parquet file."},
+        metadata={
+            "help": "An embedded set (home_intents), a Hub id, a csv, jsonl or parquet file, or a folder of such or "
+            "of class folders of images."
+        },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a data set of the Hub."}
     )
     text_column_name: str | None = field(default=None, metadata={"help": "Column of texts; found if not given."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
     split_file: str | None = field(
         default=None, metadata={"help": "JSON with lists of class names under train, validation and test."}
@@ -286,8 +290,8 @@ class EpisodeConfig:
     duplicates: str = field(
         default="error",
         metadata={
-            "help": "What to do with a text that is in two splits, and with a text or class of a mixture that is "
-            f"evaluated: {', '.join(DUPLICATES)}."
+            "help": "What to do with a text or image that is in two splits, and with one, or a class, of a mixture "
+            f"that is evaluated: {', '.join(DUPLICATES)}."
         },
     )
     mixture_dataset_names: list[str] | None = field(

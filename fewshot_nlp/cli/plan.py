@@ -48,7 +48,7 @@ def predict(settings: Settings) -> tuple[Plan, str]:
     pools = training_tasks_from_config(episodes, load_pools_from_config(episodes)).pools.values()
     encoder = TextEncoder(build_learner(config).model.tokenizer, config.max_length)
     texts = [text for pool in pools for text in _sample(pool, SAMPLE // len(pools))]
-    lengths = [len(ids) for ids in encoder.tokenize(texts)]
+    lengths = [len(ids) for ids in encoder.encode(texts)]
     # Short and long ones mixed, as in episodes.
     random.Random(0).shuffle(lengths)
     n_way, k_shot = episodes.largest

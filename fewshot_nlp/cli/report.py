@@ -43,8 +43,9 @@ def announce(
     """Print data, model, method and length of the run."""
     config, episodes, args = settings
     splits = ", ".join(f"{len(pool.label_names)} {split}" for split, pool in pools.items())
-    sentences = sum(len(pool) for pool in pools.values())
-    name = next(iter(pools.values())).name
+    examples = sum(len(pool) for pool in pools.values())
+    first = next(iter(pools.values()))
+    name = first.name
     mixture = ", ".join(f"{pool.name} ({len(pool.label_names)} classes)" for pool in training.values())
     adapter = _adapter(settings)
     trained = sum(value.numel() for value in params.values())
@@ -54,7 +55,7 @@ def announce(
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
     lines = {
-        "data": f"{name}: {sentences:,} texts; classes: {splits}, none shared",
+        "data": f"{name}: {examples:,} {first.kind}s; classes: {splits}, none shared",
         **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",

@@ -22,7 +22,6 @@ from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
     Pool,
-    TextEncoder,
     load_pools_from_config,
     training_tasks_from_config,
 )
@@ -124,8 +123,8 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
-    encoder = TextEncoder(learner.model.tokenizer, config.max_length)
-    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder, use_label_names=config.use_label_names)
+    tasks = [*pools.values(), *train.pools.values()]
+    reader = EpisodeReader(tasks, learner.model.encoder(), use_label_names=config.use_label_names)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None

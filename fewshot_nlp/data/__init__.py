@@ -3,6 +3,7 @@
 from fewshot_nlp.data.embedded import home_intents
 from fewshot_nlp.data.encode import EpisodeReader, TextEncoder
 from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episodes
+from fewshot_nlp.data.images import ImageEncoder, with_rotations
 from fewshot_nlp.data.mixture import EpisodeMixture, training_tasks_from_config
 from fewshot_nlp.data.pool import Pool, load_pools, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler
@@ -12,6 +13,7 @@ __all__ = [
     "EpisodeMixture",
     "EpisodeReader",
     "EpisodeSampler",
+    "ImageEncoder",
     "Pool",
     "SinusoidSampler",
     "TextEncoder",
@@ -23,4 +25,5 @@ __all__ = [
     "read_sinusoid",
     "save_episodes",
     "training_tasks_from_config",
+    "with_rotations",
 ]

@@ -1,13 +1,15 @@
-"""Which column holds the texts, which the labels, and what the classes are called."""
+"""Which column holds the texts or images, which the labels, and what the classes are called."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
 LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topic", "coarse_label", "fine_label")
@@ -15,32 +17,41 @@ LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topi
 _BATCH = 10_000
 
 
-def find_columns(features: Features, text: str | None = None, label: str | None = None) -> tuple[str, str]:
-    """Names of the text and the label column.
+def find_columns(
+    features: Features, text: str | None = None, label: str | None = None, image: str | None = None
+) -> tuple[str, str]:
+    """Names of the column of texts, or of images, and of the label column.
 
     A name that is given must exist. Otherwise labels are the one ``ClassLabel`` column, or the first column of a
-    usual name (``LABEL_NAMES``) that holds strings or ints; texts are the one string column of a usual name
-    (``TEXT_NAMES``), or the only string column left.
+    usual name (``LABEL_NAMES``) that holds strings or ints. Images, where there are any, win over texts: they are the
+    one ``Image`` column. Texts are the one string column of a usual name (``TEXT_NAMES``), or the only string column
+    left.
 
     Raises:
-        ValueError: a column is unknown, of a wrong type, or cannot be told from others.
+        ValueError: a column is unknown, of a wrong type, or cannot be told from others; text and image are both given.
     """
-    for option, name in (("text_column_name", text), ("label_column_name", label)):
+    if text is not None and image is not None:
+        raise ValueError(f"text_column_name={text!r} and image_column_name={image!r} are both given. Give one.")
+    for option, name in (("text_column_name", text), ("image_column_name", image), ("label_column_name", label)):
         if name is not None and name not in features:
             raise ValueError(f"{option}={name!r} is not a column. Use one of: {_describe(features)}.")
-    label = _find_label(features, excluded=text) if label is None else label
-    text = _find_text(features, excluded=label) if text is None else text
-    if text == label:
+    if text is None and image is None:
+        image = _find_image(features)
+    kind, given = ("text", text) if image is None else ("image", image)
+    label = _find_label(features, excluded=given) if label is None else label
+    column = _find_text(features, excluded=label) if given is None else given
+    if column == label:
         raise ValueError(
-            f"text_column_name and label_column_name are both {text!r}. Name two of: {_describe(features)}."
+            f"{kind}_column_name and label_column_name are both {column!r}. Name two of: {_describe(features)}."
         )
-    if not _is_string(features[text]):
-        raise ValueError(f"text_column_name={text!r} does not hold strings. Columns: {_describe(features)}.")
+    if not (_is_string(features[column]) if kind == "text" else is_image(features[column])):
+        held = "strings" if kind == "text" else "images"
+        raise ValueError(f"{kind}_column_name={column!r} does not hold {held}. Columns: {_describe(features)}.")
     if not (isinstance(features[label], ClassLabel) or _is_string(features[label]) or _is_int(features[label])):
         raise ValueError(
             f"label_column_name={label!r} holds neither ClassLabel, strings nor ints. Columns: {_describe(features)}."
         )
-    return text, label
+    return column, label
 
 
 def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
@@ -113,6 +124,28 @@ def check_targets(dataset: Dataset, column: str, first_row: int = 0) -> None:
             )
 
 
+def checked_images(dataset: Dataset, column: str) -> list[str]:
+    """What tells each image from others: a hash of its file.
+
+    Raises:
+        ValueError: an image is missing.
+        FileNotFoundError: its file is.
+    """
+    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    hashes = []
+    for row, image in enumerate(_values(stored, column)):
+        if image is None:
+            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        hashes.append(hashlib.sha256(content).hexdigest())
+    return hashes
+
+
+def is_image(feature: object) -> bool:
+    """Whether a column of this type holds images."""
+    return isinstance(feature, Image)
+
+
 def _named_values(dataset: Dataset, column: str) -> Iterator[tuple[Any, str | None]]:
     """Each value, and it as text; ``None`` for one that is missing."""
     feature = dataset.features[column]
@@ -137,6 +170,17 @@ def _find_label(features: Features, excluded: str | None) -> str:
         name for name in features if name != excluded and (_is_string(features[name]) or _is_int(features[name]))
     ]
     return _one_of("label", LABEL_NAMES, usable, features)
+
+
+def _find_image(features: Features) -> str | None:
+    """The one column of images; ``None`` where there is none."""
+    images = [name for name in features if is_image(features[name])]
+    if len(images) < 2:
+        return images[0] if images else None
+    raise ValueError(
+        f"Cannot tell which column holds the images: it could be any of {images}. Set image_column_name to one of: "
+        f"{_describe(features)}."
+    )
 
 
 def _find_text(features: Features, excluded: str) -> str:

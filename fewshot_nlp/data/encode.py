@@ -17,6 +17,32 @@ from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 Key = tuple[str, str, int | str]
 
 
+class Encoder(Protocol):
+    """From examples to what a backbone takes, in two steps, as the first one's work can be kept."""
+
+    @property
+    def kind(self) -> str:
+        """What an example is: ``"text"`` or ``"image"``."""
+        ...
+
+    @property
+    def cache_size(self) -> int:
+        """How many encoded examples may be kept in memory, unless somebody says otherwise."""
+        ...
+
+    def __call__(self, examples: Sequence[Any], /) -> dict[str, Tensor]:
+        """Both steps: inputs by name, each ``[len(examples), ...]``."""
+        ...
+
+    def encode(self, examples: Sequence[Any], /) -> Sequence[Any]:
+        """Each example alone, as small as can be."""
+        ...
+
+    def collate(self, encoded: Sequence[Any], /) -> dict[str, Tensor]:
+        """Encoded examples as one batch."""
+        ...
+
+
 class TextEncoder:
     """Tokenizes texts and pads them to the longest of the batch.
 
@@ -30,6 +56,10 @@ class TextEncoder:
     Raises:
         ValueError: no padding token, or a ``max_length`` that the tokenizer cannot keep.
     """
+
+    kind = "text"
+    #: 100,000 texts of 20 tokens take some 40 MB.
+    cache_size = 100_000
 
     def __init__(self, tokenizer: Any, max_length: int = 64) -> None:
         at_least("max_length", max_length, 1)
@@ -46,9 +76,9 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask``, both int64 ``[len(texts), longest]``."""
-        return self.pad(self.tokenize(texts))
+        return self.collate(self.encode(texts))
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut but not padded."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts={texts!r} must be a list of one or more texts.")
@@ -64,7 +94,7 @@ class TextEncoder:
         )
         return encoded["input_ids"]
 
-    def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def collate(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Stack token ids, padding on the tokenizer's side."""
         longest = max(map(len, token_ids))
         left = self.tokenizer.padding_side == "left"
@@ -89,36 +119,41 @@ class HasPools(Protocol):
 
 
 class EpisodeReader:
-    """Reads the texts of a spec and encodes them.
+    """Reads the examples of a spec and encodes them.
 
-    Token ids are kept by row, as episodes come back to the same rows again and again.
+    Encoded examples are kept by row, as episodes come back to the same rows again and again.
 
     Args:
         pools: a pool, several, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
-        encoder: how texts become tensors.
-        cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
+        encoder: how texts or images become tensors.
+        cache_size: how many rows to keep, the latest used; by default what the encoder says.
         use_label_names: give the readable names of the classes with the support set.
 
     Raises:
-        ValueError: two pools of one address, or names to use that have no words.
+        ValueError: two pools of one address, pools that the encoder does not take, or names that it cannot read.
     """
 
     def __init__(
         self,
         pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool],
-        encoder: TextEncoder,
-        cache_size: int = 100_000,
+        encoder: Encoder,
+        cache_size: int | None = None,
         use_label_names: bool = False,
     ) -> None:
-        at_least("cache_size", cache_size, 0)
         self.encoder = encoder
-        self.cache_size = cache_size
+        self.cache_size = encoder.cache_size if cache_size is None else cache_size
+        at_least("cache_size", self.cache_size, 0)
         self.use_label_names = use_label_names
         self._pools = pools_by_address(pools)
-        if use_label_names:
-            for pool in self._pools.values():
+        for pool in self._pools.values():
+            if pool.kind != encoder.kind:
+                raise ValueError(
+                    f"The pool {pool.name}/{pool.split} holds {pool.kind}s, and the encoder takes {encoder.kind}s. Use "
+                    f"a backbone for {pool.kind}s, or other data."
+                )
+            if use_label_names:
                 _check_names(pool)
-        self._token_ids: OrderedDict[Key, list[int]] = OrderedDict()
+        self._encoded: OrderedDict[Key, Any] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
         """The episode at ``spec``: examples class by class, queries out of scope last. Labels are classes, or where the
@@ -145,16 +180,16 @@ class EpisodeReader:
         self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec, names: Sequence[str] = ()
     ) -> Batch:
         keys: list[Key] = [(pool.name, pool.split, example) for example in [*examples, *names]]
-        missing = list(dict.fromkeys(key for key in keys if key not in self._token_ids))
-        fresh: dict[Key, list[int]] = {}
+        missing = list(dict.fromkeys(key for key in keys if key not in self._encoded))
+        fresh: dict[Key, Any] = {}
         if missing:
             rows = [row for *_, row in missing if isinstance(row, int)]
             if rows and not 0 <= min(rows) <= max(rows) < pool.dataset.num_rows:
                 raise ValueError(f"The episode {spec.address} has rows beyond the {pool.dataset.num_rows} of its pool.")
-            texts = iter(pool.texts(rows))
-            found = [pool.readable_name(each) if isinstance(each, str) else next(texts) for *_, each in missing]
-            fresh = dict(zip(missing, self.encoder.tokenize(found), strict=True))
-        inputs = self.encoder.pad([fresh[key] if key in fresh else self._token_ids[key] for key in keys])
+            read = iter(pool.examples(rows))
+            found = [pool.readable_name(each) if isinstance(each, str) else next(read) for *_, each in missing]
+            fresh = dict(zip(missing, self.encoder.encode(found), strict=True))
+        inputs = self.encoder.collate([fresh[key] if key in fresh else self._encoded[key] for key in keys])
         self._remember(keys, fresh)
         if pool.target_column_name is not None:
             # One group makes the task, and its place among the classes, 0, says nothing.
@@ -162,12 +197,12 @@ class EpisodeReader:
             return labelled(inputs, targets, 1)
         return labelled(inputs, torch.tensor(labels, dtype=torch.int64), spec.n_way)
 
-    def _remember(self, keys: list[Key], fresh: dict[Key, list[int]]) -> None:
-        self._token_ids.update(fresh)
+    def _remember(self, keys: list[Key], fresh: dict[Key, Any]) -> None:
+        self._encoded.update(fresh)
         for key in keys:
-            self._token_ids.move_to_end(key)
-        while len(self._token_ids) > self.cache_size:
-            self._token_ids.popitem(last=False)
+            self._encoded.move_to_end(key)
+        while len(self._encoded) > self.cache_size:
+            self._encoded.popitem(last=False)
 
 
 def labelled(inputs: dict[str, Tensor], labels: Tensor, n_way: int) -> Batch:
@@ -178,6 +213,8 @@ def labelled(inputs: dict[str, Tensor], labels: Tensor, n_way: int) -> Batch:
 
 
 def _check_names(pool: Pool) -> None:
+    if pool.kind != "text":
+        raise ValueError(f"use_label_names reads words, and {pool.name!r} holds {pool.kind}s. Leave it out.")
     for name in pool.label_names:
         if not any(map(str.isalpha, pool.readable_name(name))):
             raise ValueError(

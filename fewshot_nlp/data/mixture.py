@@ -133,15 +133,17 @@ def _not_evaluated(pool: Pool, pools: Mapping[str, Pool], config: EpisodeConfig)
     """``pool`` without what is evaluated in ``pools``; ``ValueError`` where it has such and may not drop it."""
     evaluated = [each for split, each in pools.items() if split != "train"]
     classes = {name for each in evaluated for name in each.label_names if not name.isdecimal()}
-    texts = {text for each in evaluated for rows in each.rows_by_class.values() for text in each.texts(rows)}
+    contents = {
+        content for each in evaluated for rows in each.rows_by_class.values() for content in each.contents(rows)
+    }
     kept: dict[str, tuple[int, ...]] = {}
     shared = []
     for name, rows in pool.rows_by_class.items():
-        known = [text in texts for text in pool.texts(rows)]
+        known = [content in contents for content in pool.contents(rows)]
         if name in classes:
             shared.append(f"the class {name!r}")
         elif any(known):
-            shared.append(f"a text of {name!r}")
+            shared.append(f"{'an image' if pool.kind == 'image' else 'a text'} of {name!r}")
         left = tuple(row for row, is_known in zip(rows, known, strict=True) if not is_known)
         if name not in classes and len(left) >= config.min_examples:
             kept[name] = left

@@ -1,4 +1,4 @@
-"""From any data set to pools: texts by class, in class-disjoint splits."""
+"""From any data set to pools: texts or images by class, in class-disjoint splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
-from fewshot_nlp.data.columns import check_targets, checked_texts, class_names, find_columns, readable, remarks
+from fewshot_nlp.data.columns import (
+    check_targets,
+    checked_images,
+    checked_texts,
+    class_names,
+    find_columns,
+    is_image,
+    readable,
+    remarks,
+)
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
     DEFAULT_FRACTIONS,
@@ -27,19 +36,19 @@ from fewshot_nlp.data.splits import (
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The examples of one split, by class. Texts stay in the data set's file until they are asked for.
+    """The examples of one split, by class. They stay in the data set's file until they are asked for.
 
     Attributes:
         name: name of the data set.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         rows_by_class: rows of ``dataset`` of each class, ascending; classes in alphabetical order.
         dataset: all rows of the data set, also those of other splits.
-        text_column_name: column of ``dataset`` that holds the texts.
+        column_name: column of ``dataset`` that holds the texts or images.
         target_column_name: column of ``dataset`` that holds the numbers of a regression. Its "classes" are the groups
             that tasks are made of, such as topics or annotators.
         readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
-        num_dropped: rows left out because another split holds the same text.
+        num_dropped: rows left out because another split holds the same text or image.
         hub_id: id of the data set, if it was loaded from the Hub. A local file may have the name of another's data.
     """
 
@@ -47,7 +56,7 @@ class Pool:
     split: str
     rows_by_class: Mapping[str, tuple[int, ...]]
     dataset: Dataset = field(repr=False)
-    text_column_name: str = "text"
+    column_name: str = "text"
     target_column_name: str | None = None
     readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -62,9 +71,28 @@ class Pool:
     def __len__(self) -> int:
         return sum(map(len, self.rows_by_class.values()))
 
+    @property
+    def kind(self) -> str:
+        """What an example is: ``"text"`` or ``"image"``."""
+        return "image" if is_image(self.dataset.features[self.column_name]) else "text"
+
+    def examples(self, rows: Sequence[int]) -> list[Any]:
+        """What ``rows`` hold, in their order: texts, or Pillow images."""
+        return list(self.dataset[list(rows)][self.column_name]) if rows else []
+
+    def contents(self, rows: Sequence[int]) -> list[str]:
+        """What tells the examples of ``rows`` from others: the text itself, or a hash of the image's file."""
+        return checked_images(self.dataset.select(rows), self.column_name) if self.kind == "image" else self.texts(rows)
+
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """The texts of ``rows``, in their order."""
-        return list(self.dataset[list(rows)][self.text_column_name]) if rows else []
+        """The texts of ``rows``, in their order.
+
+        Raises:
+            TypeError: the pool holds images.
+        """
+        if self.kind != "text":
+            raise TypeError(f"The pool {self.name}/{self.split} holds {self.kind}s, not texts. Ask for its examples.")
+        return self.examples(rows)
 
     def targets(self, rows: Sequence[int]) -> list[float]:
         """The numbers of ``rows``, in their order; only where there is a ``target_column_name``."""
@@ -76,10 +104,10 @@ class Pool:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the classes, their rows and texts: the same for the same data in any process, on any machine."""
+        """Hash of the classes, their rows and contents: the same for the same data in any process, on any machine."""
         digest = hashlib.sha256()
         for name, rows in self.rows_by_class.items():
-            digest.update(json.dumps([name, rows, self.texts(rows)]).encode())
+            digest.update(json.dumps([name, rows, self.contents(rows)]).encode())
             if self.target_column_name is not None:
                 digest.update(json.dumps(self.targets(rows)).encode())
         return digest.hexdigest()
@@ -92,6 +120,7 @@ def load_pools(
     dataset_config_name: str | None = None,
     revision: str | None = None,
     text_column_name: str | None = None,
+    image_column_name: str | None = None,
     label_column_name: str | None = None,
     target_column_name: str | None = None,
     splits: Mapping[str, Sequence[str]] | None = None,
@@ -108,21 +137,22 @@ def load_pools(
     the same classes in train and test, so theirs are put together and split anew.
 
     Args:
-        dataset: ``"home_intents"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a folder of such or one
-            written by ``save_to_disk``, a ``Dataset`` or a ``DatasetDict``.
+        dataset: ``"home_intents"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a folder of such, one
+            written by ``save_to_disk`` or one of class folders of images, a ``Dataset`` or a ``DatasetDict``.
         name: name of the pools; by default that of the data set.
         dataset_config_name: configuration of a Hub data set; the language of ``home_intents``.
         revision: branch, tag or commit of a Hub data set.
-        text_column_name, label_column_name: columns, found by type and name if not given.
+        text_column_name, image_column_name, label_column_name: columns, found by type and name if not given. Where
+            there are both, examples are the images.
         target_column_name: column of the numbers that a regression answers with. A task is then one class of
-            ``label_column_name``, its group of texts, and splits share no group.
+            ``label_column_name``, its group of examples, and splits share no group.
         splits: lists of class names under ``train``, ``validation``, ``test``; classes in none are left out.
         split_file: JSON file of the same.
         split_seed: seed of the random splits, which depend on it and the class names alone.
         split_fractions: shares of classes in train, validation and test; 0 leaves a split out.
         min_examples: leave out classes with fewer examples.
-        duplicates: what to do with a text that is in two splits. ``"error"``; ``"drop"`` it from the earlier split,
-            so that the test split stays what it is; ``"keep"``. Repeats inside a class are always kept.
+        duplicates: what to do with a text or image that is in two splits. ``"error"``; ``"drop"`` it from the earlier
+            split, so that the test split stays what it is; ``"keep"``. Repeats inside a class are always kept.
 
     Raises:
         ValueError, FileNotFoundError, TypeError, ImportError: bad input, named with the remedy.
@@ -136,19 +166,20 @@ def load_pools(
         raise ValueError(f"The data set {found_name!r} has no rows.")
 
     first = next(iter(parts.values()))
-    text_column, label_column = find_columns(first.features, text_column_name, label_column_name)
-    labels_by_part = _labels_by_part(parts, text_column, label_column)
+    column, label_column = find_columns(first.features, text_column_name, label_column_name, image_column_name)
+    kind = "image" if is_image(first.features[column]) else "text"
+    labels_by_part = _labels_by_part(parts, kind, column, label_column)
     labels = [label for part_labels in labels_by_part.values() for label in part_labels]
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-    columns = [text_column]
+    columns = [column]
     if target_column_name is not None:
         for first_row, part in zip(accumulate(map(len, parts.values()), initial=0), parts.values(), strict=False):
             check_targets(part, target_column_name, first_row)
         columns.append(target_column_name)
     merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
-    texts = checked_texts(merged, text_column)
+    contents = (checked_images if kind == "image" else checked_texts)(merged, column)
 
     if split_file is not None:
         splits = read_split_file(split_file)
@@ -160,7 +191,7 @@ def load_pools(
     split_rows = _large_enough(
         {split: {c: rows_by_class[c] for c in classes} for split, classes in chosen.items()}, min_examples
     )
-    dropped = _shared_rows(texts, split_rows, duplicates)
+    dropped = _shared_rows(contents, split_rows, duplicates, kind)
     # Once more, as a class may have had enough examples only with those that were dropped.
     split_rows = _large_enough(
         {
@@ -177,7 +208,7 @@ def load_pools(
             split=split,
             rows_by_class={c: tuple(rows) for c, rows in by_class.items()},
             dataset=merged,
-            text_column_name=text_column,
+            column_name=column,
             target_column_name=target_column_name,
             readable_names={c: readable[c] for c in by_class if c in readable},
             descriptions={c: described[c] for c in by_class if c in described},
@@ -194,6 +225,7 @@ def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, P
         "dataset_config_name": config.dataset_config_name,
         "revision": config.dataset_revision,
         "text_column_name": config.text_column_name,
+        "image_column_name": config.image_column_name,
         "label_column_name": config.label_column_name,
         "split_file": config.split_file,
         "split_seed": config.split_seed,
@@ -203,12 +235,12 @@ def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, P
     return load_pools(config.dataset_name, **{**settings, **options})
 
 
-def _labels_by_part(parts: Mapping[str, Dataset], text_column: str, label_column: str) -> dict[str, list[str]]:
+def _labels_by_part(parts: Mapping[str, Dataset], kind: str, column: str, label_column: str) -> dict[str, list[str]]:
     """Class names of the rows of each part, which may number its classes in its own way."""
     labels: dict[str, list[str]] = {}
     first_row = 0
     for name, part in parts.items():
-        find_columns(part.features, text_column, label_column)
+        find_columns(part.features, label=label_column, **{kind: column})
         labels[name] = class_names(part, label_column, first_row)
         first_row += part.num_rows
     return labels
@@ -227,9 +259,9 @@ def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int)
 
 
 def _shared_rows(
-    texts: list[str], split_rows: Mapping[str, Mapping[str, list[int]]], duplicates: str
+    contents: list[str], split_rows: Mapping[str, Mapping[str, list[int]]], duplicates: str, kind: str
 ) -> dict[str, set[int]]:
-    """Rows of each split whose text a later split holds too, if they are to be dropped."""
+    """Rows of each split whose text or image a later split holds too, if they are to be dropped."""
     shared: dict[str, set[int]] = {split: set() for split in split_rows}
     if duplicates == "keep":
         return shared
@@ -237,17 +269,17 @@ def _shared_rows(
     for split in reversed(list(split_rows)):
         rows = [row for rows in split_rows[split].values() for row in rows]
         for row in rows:
-            if texts[row] in later:
+            if contents[row] in later:
                 shared[split].add(row)
         if shared[split] and duplicates == "error":
             row = min(shared[split])
-            other, other_row = later[texts[row]]
+            other, other_row = later[contents[row]]
             raise ValueError(
-                f"{len(shared[split])} texts of the {split} split are in a later split too, such as {texts[row]!r} "
-                f"(row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave them out of "
-                f"{split}, or duplicates='keep'."
+                f"{len(shared[split])} {kind}s of the {split} split are in a later split too, such as "
+                f"{contents[row]!r} (row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave "
+                f"them out of {split}, or duplicates='keep'."
             )
-        later.update((texts[row], (split, row)) for row in rows)
+        later.update((contents[row], (split, row)) for row in rows)
     return shared
 
 

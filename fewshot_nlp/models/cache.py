@@ -47,6 +47,11 @@ class FrozenFeatures(FeatureCache):
 
     def __init__(self, model: FewShotModel) -> None:
         super().__init__(lambda inputs: normalize(model.frozen_features(inputs), dim=-1))
+        self.model = model
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        # Where an input's features depend on the others beside it, none can be kept.
+        return self.compute(inputs) if self.model.transductive else super().__call__(inputs)
 
 
 class FixedModel(FewShotModel):

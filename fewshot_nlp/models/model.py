@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.data.encode import Encoder, TextEncoder
+from fewshot_nlp.data.images import ImageEncoder
 from fewshot_nlp.functional.call import call, trainable
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk
@@ -69,6 +71,22 @@ class FewShotModel:
     @property
     def hidden_size(self) -> int:
         return int(self.module.config.hidden_size)
+
+    def encoder(self) -> Encoder:
+        """How texts or images become this model's inputs.
+
+        Raises:
+            ValueError: it takes neither.
+        """
+        if self.tokenizer is not None:
+            return TextEncoder(self.tokenizer, self.config.max_length)
+        shape = self.module.config
+        if not hasattr(shape, "image_size"):
+            raise ValueError(
+                f"The backbone {self.config.model_name_or_path!r} takes neither texts nor images, which pools hold. "
+                f"Give its learner batches of your own, or use another backbone."
+            )
+        return ImageEncoder(shape.image_size, shape.num_channels)
 
     def to(self, device: torch.device | str) -> FewShotModel:
         """Move the module in place."""

@@ -99,7 +99,8 @@ class Conv4Model(_Scratch):
         super().__init__(config)
         channels = [config.num_channels] + [config.num_filters] * 4
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), _norm(config.norm, b), nn.ReLU(), nn.MaxPool2d(2))
+            # The larger of two, then its positive part, is the larger of two positive parts, at a quarter of the work.
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), _norm(config.norm, b), nn.MaxPool2d(2), nn.ReLU())
             for a, b in pairwise(channels)
         )
         self.post_init()

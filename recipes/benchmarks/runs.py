@@ -15,7 +15,7 @@ from fewshot_nlp.cli.train import execute, prepare
 Table = dict[str, dict[str, list[dict]]]
 
 
-def measured(recipe: Path, arguments: list[str], folder: Path) -> dict:
+def measured(recipe: Path | None, arguments: list[str], folder: Path) -> dict:
     """``test`` of the results of a run, from ``folder`` if they are there and were measured with these settings."""
     told = parse([*arguments, "--output_dir", str(folder)], recipe)
     results, beside, known = folder / "results.json", folder / "arguments.json", settings_of(told)

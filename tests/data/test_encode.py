@@ -37,9 +37,9 @@ class CountingEncoder(TextEncoder):
 
     texts = 0
 
-    def tokenize(self, texts):
+    def encode(self, texts):
         self.texts += len(texts)
-        return super().tokenize(texts)
+        return super().encode(texts)
 
 
 def test_it_gives_what_the_tokenizer_gives_less_token_types(encoder, tokenizer):
@@ -125,7 +125,7 @@ def test_the_cache_changes_nothing_but_the_work(tokenizer, pool, cache_size):
     for spec in sampler:
         for found, expected in zip(reader(spec).query.inputs.values(), fresh(spec).query.inputs.values(), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert len(reader._token_ids) <= cache_size
+    assert len(reader._encoded) <= cache_size
     if cache_size == 0:
         assert counting.texts == 200 * 9
     if cache_size == 1000:

@@ -1,0 +1,105 @@
+"""From images to tensors, with Pillow alone; and rotations, which make new classes of old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
+from PIL import Image as Pillow
+from torch import Tensor
+
+from fewshot_nlp.config import at_least
+
+#: Pillow's names of the pictures that a network takes, by number of channels.
+MODES = {1: "L", 3: "RGB"}
+#: Memory for encoded images.
+CACHE_BYTES = 2**28
+#: Turns counter-clockwise, by the degrees that stand in a class's name.
+TURNS = {
+    90: Pillow.Transpose.ROTATE_90,
+    180: Pillow.Transpose.ROTATE_180,
+    270: Pillow.Transpose.ROTATE_270,
+}
+
+
+class ImageEncoder:
+    """Resizes images to a square, whatever their shape, and scales their values to ``(value / 255 - mean) / std``.
+
+    Args:
+        size: width and height.
+        num_channels: 1 for shades of grey, 3 for red, green and blue.
+        mean, std: of the values between 0 and 1, as the backbone wants them.
+
+    Raises:
+        ValueError: a size, number of channels or deviation that cannot be.
+    """
+
+    kind = "image"
+
+    def __init__(self, size: int = 28, num_channels: int = 1, mean: float = 0.0, std: float = 1.0) -> None:
+        at_least("size", size, 1)
+        if num_channels not in MODES:
+            raise ValueError(f"num_channels={num_channels!r} is not known. Use 1 for grey or 3 for colour.")
+        at_least("std", std, 0.0, float, above=True)
+        self.size, self.num_channels, self.mean, self.std = size, num_channels, mean, std
+
+    @property
+    def cache_size(self) -> int:
+        return CACHE_BYTES // (self.num_channels * self.size**2)
+
+    def __call__(self, images: Sequence[Pillow.Image]) -> dict[str, Tensor]:
+        """``pixel_values`` ``[len(images), num_channels, size, size]``, float32."""
+        return self.collate(self.encode(images))
+
+    def encode(self, images: Sequence[Pillow.Image]) -> list[Tensor]:
+        """Each image as bytes ``[num_channels, size, size]``."""
+        if not isinstance(images, Sequence) or not images:
+            raise ValueError(f"images={images!r} must be a list of one or more images.")
+        return [self._encode(i, image) for i, image in enumerate(images)]
+
+    def _encode(self, i: int, image: Pillow.Image) -> Tensor:
+        if not isinstance(image, Pillow.Image):
+            raise ValueError(f"images[{i}] of type {type(image).__name__} is no Pillow image. Open it with PIL.Image.")
+        if image.mode.startswith(("I", "F")):
+            # Pillow would cut their values off at 255 without a word.
+            raise ValueError(
+                f"images[{i}] is of mode {image.mode!r}, with more than 8 bits a value. Convert it to 'L'."
+            )
+        image = image.convert(MODES[self.num_channels])
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Pillow.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.num_channels).permute(2, 0, 1)
+
+    def collate(self, encoded: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Encoded images as one batch."""
+        return {"pixel_values": (torch.stack(list(encoded)).float() / 255 - self.mean) / self.std}
+
+
+def with_rotations(dataset: Dataset, image_column: str = "image", label_column: str = "label") -> Dataset:
+    """``dataset`` four times over: as it is, and turned by 90, 180 and 270 degrees, each turn of a class a class.
+
+    That is how Omniglot is augmented (Santoro et al. 2016; Vinyals et al. 2016). The class ``Greek/alpha`` turned by 90
+    degrees is ``Greek/alpha, 90 degrees``. Turn the splits one by one, after they were made, so that no character is in
+    two of them; published figures turn the test classes too, or do not, from paper to paper.
+
+    Raises:
+        ValueError: columns of another type than ``Image`` and ``ClassLabel``.
+    """
+    for column, kind in ((image_column, Image), (label_column, ClassLabel)):
+        if not isinstance(dataset.features.get(column), kind):
+            raise ValueError(f"The column {column!r} is {dataset.features.get(column)}. Cast it to {kind.__name__}.")
+    names = dataset.features[label_column].names
+    turned = [f"{name}, {degrees} degrees" for degrees in TURNS for name in names]
+    features = Features({**dataset.features, label_column: ClassLabel(names=[*names, *turned])})
+
+    def turn(batch: dict[str, list], i: int, how: Pillow.Transpose) -> dict[str, list]:
+        images = [image.transpose(how) for image in batch[image_column]]
+        return {image_column: images, label_column: [label + (i + 1) * len(names) for label in batch[label_column]]}
+
+    parts = [
+        dataset.map(turn, batched=True, fn_kwargs={"i": i, "how": how}, features=features, keep_in_memory=True)
+        for i, how in enumerate(TURNS.values())
+    ]
+    return concatenate_datasets([dataset.cast(features, keep_in_memory=True), *parts])

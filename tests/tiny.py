@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,11 +85,19 @@ def random_batch(
 
 
 def random_episode(
-    counts: list[int], n_query: int = 2, seed: int = 0, kind: str = "text", dtype: torch.dtype = torch.float64
+    counts: list[int],
+    n_query: int = 2,
+    seed: int = 0,
+    kind: str = "text",
+    dtype: torch.dtype = torch.float64,
+    names: bool = False,
 ) -> Episode:
-    """An episode of random inputs with unequal class counts in its support set."""
+    """An episode of random inputs with unequal class counts in its support set, and random texts for the names of its
+    classes, if it is to have them."""
     spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
     support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype)
+    if names:
+        support = replace(support, names=random_batch([1] * len(counts), 2 * seed + 1000).inputs)
     return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype))
 
 

@@ -29,6 +29,7 @@ class Entry:
         saved: ``FewShotAdapter`` can save it, as ``config.learner`` names its class.
         ordered: the order of the support set matters by design, as in SNAIL.
         kinds: inputs that it is tried on: text, vectors, images.
+        names: it is given the names of the classes.
     """
 
     build: Callable[[str], Learner]
@@ -37,6 +38,7 @@ class Entry:
     saved: bool = True
     ordered: bool = False
     kinds: tuple[str, ...] = ("text",)
+    names: bool = False
 
 
 class Subject:
@@ -64,7 +66,7 @@ class Subject:
         return random_batch(list(counts), seed, kind=self.kind)
 
     def episode(self, seed: int, dtype: torch.dtype = torch.float64) -> Episode:
-        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype)
+        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype, names=self.entry.names)
 
     def build(self) -> Any:
         learner: Any = self.entry.build(self.folder)

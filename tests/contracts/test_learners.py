@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +26,11 @@ def by_name(folder: str, **settings: Any) -> Learner:
 def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
     return Entry(partial(by_name, learner=learner, **settings), exact=exact)
+
+
+def told(learner: str, exact: bool = True, **settings: Any) -> Entry:
+    """The same, given the names of the classes."""
+    return replace(named(learner, exact, use_label_names=True, **settings), names=True)
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
@@ -66,6 +72,18 @@ LEARNERS = {
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
+    "protonet, names": told("protonet", head="prototype", label_name_weight=2),
+    "protonet, weighted names": told("protonet", head="prototype", learn_label_name_weight=True),
+    "protonet, told": told("protonet", head="prototype", condition_on_names=True),
+    "maml, names": told("maml"),
+    "maml, start at names": told("maml", head_init="names"),
+    "maml, start at names, euclidean": told("maml", head_init="names", distance="euclidean", inner_learning_rate=0.02),
+    "maml, weighted names, told": told("maml", learn_label_name_weight=True, condition_on_names=True),
+    "maml, prototype head, weighted names": told("maml", head="prototype", learn_label_name_weight=True),
+    "anil, start at names, told": told("anil", head_init="names", condition_on_names=True),
+    "imaml, told": told("imaml", exact=False, proximal=2.0, condition_on_names=True),
+    "reptile, told": told("reptile", exact=False, condition_on_names=True),
+    "cavia, told": told("cavia", inner_learning_rate=5.0, head="prototype", condition_on_names=True),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False),
     "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False),
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False),

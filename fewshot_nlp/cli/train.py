@@ -120,8 +120,12 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
     encoder = TextEncoder(learner.model.tokenizer, config.max_length)
-    names = {"use_label_names": config.use_label_names, "label_texts": config.label_texts}
-    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder, **names)
+    reader = EpisodeReader(
+        [*pools.values(), *train.pools.values()],
+        encoder,
+        use_label_names=config.use_label_names,
+        label_texts=config.label_texts,
+    )
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None

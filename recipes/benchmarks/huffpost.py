@@ -25,18 +25,22 @@ COMMON = (
 #: All train classes at once: every step tells each of them from all the others.
 WIDE = (
     "--adapter full --learning_rate 4e-5 --n_way 20 --n_query 4 --max_k_shot none --meta_batch_size 1 --max_steps 100 "
-    "--eval_steps 25 --eval_episodes 600"
+    "--eval_steps 50 --eval_episodes 600"
 )
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
 NAMES = "--use_label_names true --label_name_weight 3"
 #: Once settings are chosen; the last step is what is tested.
-TRAINVAL = "--n_way 25 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
+TRAINVAL = (
+    "--n_way 25 --n_query 3 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
+)
 #: Recipe and settings of each method.
 METHODS = {
     "full_protonet": ("protonet", WIDE),
     "full_protonet_names": ("protonet", f"{WIDE} {NAMES}"),
     "full_anil": ("protonet", f"{WIDE} {HEAD_STEPS}"),
     "full_anil_names": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES}"),
+    "full_anil_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {TRAINVAL}"),
+    "full_anil_names_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES} {TRAINVAL}"),
 }
 
 

@@ -41,6 +41,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         revision: branch, tag or commit of whichever of the two is on the Hub.
         batch_size: texts at a time in ``predict``. Changes speed and memory, not the answers.
         device: such as ``"cpu"`` or ``"cuda:0"``; by default the GPU if there is one.
+        label_texts: what is read for a label, by label, where the adapter was trained to read names or descriptions of
+            classes; by default the label itself, in words.
 
     Attributes:
         classes_: the labels, sorted, ``[n_classes]``.
@@ -55,12 +57,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         revision: str | None = None,
         batch_size: int = 256,
         device: str | torch.device | None = None,
+        label_texts: Mapping[str, str] | None = None,
     ) -> None:
         self.adapter = adapter
         self.model_name_or_path = model_name_or_path
         self.revision = revision
         self.batch_size = batch_size
         self.device = device
+        self.label_texts = label_texts
 
     @classmethod
     def from_pretrained(
@@ -73,6 +77,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         local_files_only: bool = False,
         batch_size: int = 256,
         device: str | torch.device | None = None,
+        label_texts: Mapping[str, str] | None = None,
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
 
@@ -81,7 +86,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             FileNotFoundError, ValueError: as ``FewShotAdapter.from_pretrained``.
         """
-        classifier = cls(path_or_repo, revision=revision, batch_size=batch_size, device=device)
+        classifier = cls(path_or_repo, revision=revision, batch_size=batch_size, device=device, label_texts=label_texts)
         adapter = FewShotAdapter.from_pretrained(
             path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -92,12 +97,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Learn from the texts ``X`` with labels ``y``: strings, integers or booleans, any number of examples a class.
 
         An adapter that was trained with ``use_label_names`` reads the labels, too: ``"lost_card"`` tells it something,
-        ``"class 1"`` misleads it.
+        ``"class 1"`` misleads it. ``label_texts`` says what to read instead; one that was trained on descriptions
+        needs it.
 
         Raises:
             ValueError: no texts, an empty text, something that is no text, unequal lengths, a missing label, fewer
-                than two classes, labels without words for an adapter that reads them, or a bad argument of the
-                constructor.
+                than two classes, labels without words or descriptions for an adapter that reads them, or a bad
+                argument of the constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
         texts = _check_texts(X)
@@ -114,7 +120,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)
-        names = _names(classes) if learner.config.use_label_names else []
+        names = self._names(classes, learner.config) if learner.config.use_label_names else []
         support = labelled(encoder(texts + names), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
@@ -153,6 +159,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         query = Batch(self._encoder(texts), unknown, len(self.classes_)).to(self._device)
         with torch.no_grad():
             return self.learner_.predict(self.params_, self.state_, query).cpu().double()
+
+    def _names(self, classes: np.ndarray, config: FewShotConfig) -> list[str]:
+        """What is read for each class: what ``label_texts`` says, or the label in words."""
+        if self.label_texts is None and config.label_texts == "description":
+            raise ValueError(
+                "This adapter was trained to read a sentence about each class (label_texts='description'). Pass "
+                "label_texts={label: sentence}."
+            )
+        if self.label_texts is None:
+            return _in_words(classes)
+        lost = [label for label in classes.tolist() if not has_words(str(self.label_texts.get(label, "")))]
+        if lost:
+            raise ValueError(f"label_texts has no words for the label {lost[0]!r}. Give a text for every label.")
+        return [self.label_texts[label] for label in classes.tolist()]
 
     def _source(self) -> tuple[Any, ...]:
         """What ``_load`` loads: as long as it stays the same, once is enough."""
@@ -239,13 +259,14 @@ def _check_texts(X: Any) -> list[str]:
     return texts
 
 
-def _names(classes: np.ndarray) -> list[str]:
+def _in_words(classes: np.ndarray) -> list[str]:
     """What the classes are called in words; ``ValueError`` where a label is no word."""
     for label in classes.tolist():
         if not isinstance(label, str) or not has_words(label):
             raise ValueError(
                 f"The label {label!r} has no words, and this adapter was trained to read the names of classes "
-                f"(use_label_names). Use names as labels, or an adapter that does without."
+                f"(use_label_names). Use names as labels, pass label_texts={{label: words}}, or use an adapter that "
+                f"does without."
             )
     return [readable(label) for label in classes.tolist()]
 

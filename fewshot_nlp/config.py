@@ -20,7 +20,8 @@ POOLINGS = ("mean", "cls")
 #: What a task asks for, and the name of the score of its answers, of which more is better.
 TASKS = {"classification": "accuracy", "regression": "negative_mse"}
 HEADS = ("prototype", "linear")
-HEAD_INITS = ("zero", "prototype", "learned")
+HEAD_INITS = ("zero", "prototype", "names", "learned")
+LABEL_TEXTS = ("name", "description")
 DISTANCES = ("cosine", "euclidean")
 #: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
 #: is a line here.
@@ -102,6 +103,18 @@ class FewShotConfig:
     )
     label_name_weight: int = field(
         default=1, metadata={"help": "How many support examples the name of a class counts for, where it is used."}
+    )
+    learn_label_name_weight: bool = field(
+        default=False,
+        metadata={"help": "Learn how much a name counts for in a class mean; label_name_weight is where it starts."},
+    )
+    condition_on_names: bool = field(
+        default=False,
+        metadata={"help": "Scale and shift the features by what the names of a task's classes say together (FiLM)."},
+    )
+    label_texts: str = field(
+        default="name",
+        metadata={"help": f"What is read for the name of a class, its own or a sentence: {', '.join(LABEL_TEXTS)}."},
     )
 
     adapter: str = field(default="prompt_tuning", metadata={"help": f"What is trained: {', '.join(ADAPTERS)}."})
@@ -191,7 +204,7 @@ class FewShotConfig:
             raise ValueError(f"learner_kwargs={self.learner_kwargs!r} must be settings by name, such as {{slots: 64}}.")
         choice("inner_rule", self.inner_rule, INNER_RULES)
         at_least("max_length", self.max_length, 1)
-        at_least("label_name_weight", self.label_name_weight, 1)
+        self._check_names()
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         at_least("lora_r", self.lora_r, 1)
         at_least("lora_alpha", self.lora_alpha, 1)
@@ -251,6 +264,37 @@ class FewShotConfig:
                 f"head_init={self.head_init!r} is for classes: the one output of task='regression' starts where it was "
                 f"meta-learned to. Use head_init='learned', or leave it out."
             )
+
+    def _check_names(self) -> None:
+        at_least("label_name_weight", self.label_name_weight, 1)
+        choice("label_texts", self.label_texts, LABEL_TEXTS)
+        reads = {
+            "learn_label_name_weight": self.learn_label_name_weight,
+            "condition_on_names": self.condition_on_names,
+            "head_init": self.head_init == "names",
+            "label_texts": self.label_texts != "name",
+        }
+        for name, told in reads.items():
+            if told and not self.use_label_names:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} reads the names of classes, which are not given. Set "
+                    f"use_label_names, or leave {name} out."
+                )
+        if self.head_init == "names" and self.head == "prototype":
+            raise ValueError(
+                "head_init='names' with head='prototype' would read the names alone. Use head='linear', which goes on "
+                "from them, or learn_label_name_weight, which mixes them with the examples."
+            )
+        if self.learn_label_name_weight and self.head == "linear" and self.head_init != "prototype":
+            raise ValueError(
+                f"learn_label_name_weight weighs names in class means, and head_init={self.head_init!r} has none. Use "
+                f"head_init='prototype'."
+            )
+
+    @property
+    def head_reads_names(self) -> bool:
+        """Whether the head tells the names of classes from examples; otherwise they are examples like the others."""
+        return self.learn_label_name_weight or self.head_init == "names"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -468,3 +468,22 @@ def test_labels_without_words_are_refused_by_an_adapter_that_reads_them(labels):
     classifier = FewShotClassifier(new_adapter(learner="protonet", head="prototype", use_label_names=True))
     with pytest.raises(ValueError, match=r"has no words.*use_label_names.*Use names as labels"):
         classifier.fit(["play music", "set timer"], labels)
+
+
+def test_what_is_read_for_a_label_can_be_said():
+    """In place of its own words, and of need where an adapter was trained on descriptions."""
+    names = FewShotClassifier(new_adapter(learner="protonet", head="prototype", use_label_names=True))
+    settings = {"use_label_names": True, "label_texts": "description"}
+    descriptions = new_adapter(learner="protonet", head="prototype", **settings)
+    texts, labels = ["red", "cold"], ["set_timer", "warm_light"]
+    said = {"set_timer": "set timer", "warm_light": "warm light"}
+    expected = names.fit(texts, labels).predict_proba(TEXTS)
+    numbered = FewShotClassifier(names.adapter, label_texts={0: "set timer", 1: "warm light"}).fit(texts, [0, 1])
+    np.testing.assert_allclose(numbered.predict_proba(TEXTS), expected, atol=1e-6)
+    told = clone(FewShotClassifier(descriptions, label_texts=said)).fit(texts, labels)
+    np.testing.assert_allclose(told.predict_proba(TEXTS), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"a sentence about each class.*label_texts=\{label: sentence\}"):
+        FewShotClassifier(descriptions).fit(texts, labels)
+    for lost in ({"set_timer": "set timer"}, {**said, "warm_light": "  "}):
+        with pytest.raises(ValueError, match="no words for the label 'warm_light'"):
+            FewShotClassifier(descriptions, label_texts=lost).fit(texts, labels)

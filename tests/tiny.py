@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -99,10 +100,14 @@ def random_episode(
     kind: str = "text",
     dtype: torch.dtype = torch.float64,
     task: str = "classification",
+    names: bool = False,
 ) -> Episode:
-    """An episode of random inputs with unequal class counts in its support set."""
+    """An episode of random inputs with unequal class counts in its support set, and random texts for the names of its
+    classes, if it is to have them."""
     spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
     support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype, task=task)
+    if names:
+        support = replace(support, names=random_batch([1] * len(counts), 2 * seed + 1000).inputs)
     return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype, task))
 
 

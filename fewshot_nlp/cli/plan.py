@@ -53,11 +53,7 @@ def predict(settings: Settings) -> tuple[Plan, str]:
     random.Random(0).shuffle(lengths)
     n_way, k_shot = episodes.largest
     out_of_scope = -(-episodes.n_out_of_scope // episodes.n_way)
-    shape = {
-        "n_way": n_way,
-        "k_shot": k_shot + (config.label_name_weight if config.use_label_names else 0),
-        "n_query": episodes.n_query + out_of_scope,
-    }
+    shape = {"n_way": n_way, "k_shot": k_shot, "n_query": episodes.n_query + out_of_scope}
     device = "cpu" if args.use_cpu else None
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)

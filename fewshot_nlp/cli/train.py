@@ -124,7 +124,8 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
     tasks = [*pools.values(), *train.pools.values()]
-    reader = EpisodeReader(tasks, learner.model.encoder(), use_label_names=config.use_label_names)
+    names = {"use_label_names": config.use_label_names, "label_texts": config.label_texts}
+    reader = EpisodeReader(tasks, learner.model.encoder(), **names)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None

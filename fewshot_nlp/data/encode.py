@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.config import LABEL_TEXTS, at_least, choice
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
@@ -128,9 +128,11 @@ class EpisodeReader:
         encoder: how texts or images become tensors.
         cache_size: how many rows to keep, the latest used; by default what the encoder says.
         use_label_names: give the readable names of the classes with the support set.
+        label_texts: what is given for a name: ``"name"``, or ``"description"``, the pool's sentence about the class.
 
     Raises:
-        ValueError: two pools of one address, pools that the encoder does not take, or names that it cannot read.
+        ValueError: two pools of one address, pools that the encoder does not take, names that it cannot read, or classes
+            without a description.
     """
 
     def __init__(
@@ -139,11 +141,14 @@ class EpisodeReader:
         encoder: Encoder,
         cache_size: int | None = None,
         use_label_names: bool = False,
+        label_texts: str = "name",
     ) -> None:
         self.encoder = encoder
         self.cache_size = encoder.cache_size if cache_size is None else cache_size
         at_least("cache_size", self.cache_size, 0)
         self.use_label_names = use_label_names
+        choice("label_texts", label_texts, LABEL_TEXTS)
+        self.label_texts = label_texts
         self._pools = pools_by_address(pools)
         for pool in self._pools.values():
             if pool.kind != encoder.kind:
@@ -152,7 +157,7 @@ class EpisodeReader:
                     f"a backbone for {pool.kind}s, or other data."
                 )
             if use_label_names:
-                _check_names(pool)
+                _check_names(pool, label_texts)
         self._encoded: OrderedDict[Key, Any] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
@@ -187,7 +192,10 @@ class EpisodeReader:
             if rows and not 0 <= min(rows) <= max(rows) < pool.dataset.num_rows:
                 raise ValueError(f"The episode {spec.address} has rows beyond the {pool.dataset.num_rows} of its pool.")
             read = iter(pool.examples(rows))
-            found = [pool.readable_name(each) if isinstance(each, str) else next(read) for *_, each in missing]
+            found = [
+                _label_text(pool, each, self.label_texts) if isinstance(each, str) else next(read)
+                for *_, each in missing
+            ]
             fresh = dict(zip(missing, self.encoder.encode(found), strict=True))
         inputs = self.encoder.collate([fresh[key] if key in fresh else self._encoded[key] for key in keys])
         self._remember(keys, fresh)
@@ -212,11 +220,21 @@ def labelled(inputs: dict[str, Tensor], labels: Tensor, n_way: int) -> Batch:
     return Batch({name: rows[:n] for name, rows in inputs.items()}, labels, n_way, names)
 
 
-def _check_names(pool: Pool) -> None:
+def _label_text(pool: Pool, label_name: str, label_texts: str) -> str:
+    return pool.descriptions[label_name] if label_texts == "description" else pool.readable_name(label_name)
+
+
+def _check_names(pool: Pool, label_texts: str) -> None:
     if pool.kind != "text":
         raise ValueError(f"use_label_names reads words, and {pool.name!r} holds {pool.kind}s. Leave it out.")
     for name in pool.label_names:
-        if not any(map(str.isalpha, pool.readable_name(name))):
+        if label_texts == "description":
+            if name not in pool.descriptions:
+                raise ValueError(
+                    f"The class {name!r} of {pool.name!r} has no description, and label_texts='description' reads it. "
+                    f"Add a column label_description with a sentence about each class, or use label_texts='name'."
+                )
+        elif not any(map(str.isalpha, pool.readable_name(name))):
             raise ValueError(
                 f"The class {name!r} of {pool.name!r} has no words in its name, and use_label_names reads them. Add a "
                 f"column label_name with what it is called, or leave use_label_names out."

@@ -212,6 +212,14 @@ def _percent(entry: Any, key: str, signed: bool = False) -> str:
     return f"{text} ± {100 * entry['ci95']:.2f}" if isinstance(entry.get("ci95"), int | float) else text
 
 
+_LABELS = {
+    "name": "`labels` are names of your own, and are read: use words, such as `lost_card`. One example a class is "
+    "enough.",
+    "description": "`labels` are your own; a sentence about each of them is read: pass `label_texts={label: sentence}` "
+    "to `from_pretrained`. One example a class is enough.",
+}
+
+
 def _usage(config: FewShotConfig, source: str) -> str:
     if config.task == "regression":
         return (
@@ -226,7 +234,7 @@ def _usage(config: FewShotConfig, source: str) -> str:
         "from fewshot_nlp import FewShotClassifier\n\n"
         f'classifier = FewShotClassifier.from_pretrained("{source}").fit(texts, labels)\n'
         "classifier.predict(new_texts)\n```",
-        "`labels` are names of your own, and are read: use words, such as `lost_card`. One example a class is enough."
+        _LABELS[config.label_texts]
         if config.use_label_names
         else "`labels` are strings or numbers of your own; one example a class is enough.",
     ]
@@ -245,6 +253,13 @@ def _usage(config: FewShotConfig, source: str) -> str:
     return "\n\n".join(parts)
 
 
+def _use_of_names(config: FewShotConfig) -> str:
+    uses = ["the start of the head"] if config.head_init == "names" else []
+    uses += ["examples of a learned weight"] if config.learn_label_name_weight else []
+    uses += ["what the features are conditioned on"] if config.condition_on_names else []
+    return ", and ".join(["support examples, too", *uses])
+
+
 def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
     lines = [
         f"- inner loop: {config.inner_rule}, steps: {config.inner_steps}, step size: {config.inner_learning_rate}"
@@ -253,7 +268,9 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",
     ]
     if config.use_label_names:
-        lines.append("- the names of the classes are support examples, too, here and in the baselines")
+        lines.append(
+            f"- the {config.label_texts}s of the classes are {_use_of_names(config)}; examples in the baselines"
+        )
     if info.datasets:
         named = [name if name in info.hub_datasets else Path(name).name for name in info.datasets]
         lines.insert(0, f"- data: {_names(named)}")

@@ -16,6 +16,7 @@ from fewshot_nlp.config import FewShotConfig, from_mapping
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves
+from fewshot_nlp.learners import metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
@@ -96,6 +97,11 @@ class BaseLearner(ABC):
         self.head: Head = build_head(self.config, model.hidden_size, self.fast_head)
         self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
+        if self.config.head_reads_names and (self.reads_names or not self.uses_head):
+            raise ValueError(
+                f"learn_label_name_weight and head_init='names' are of the head, and learner={config.learner!r} reads "
+                f"the names in its own way, or has no head. Leave them out."
+            )
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The method's own modules by name, with random starts; called once, by the constructor."""
@@ -114,6 +120,8 @@ class BaseLearner(ABC):
 
     def init_params(self) -> dict[str, Tensor]:
         own = {**(self.head.init_params() if self.uses_head else {}), **self.networks.init_params()}
+        if self.config.condition_on_names:
+            own |= metadata.init_params(self.model.hidden_size)
         own = {name: value.to(self.model.device, self.model.dtype) for name, value in own.items()}
         return {**self.model.init_params(), **own}
 
@@ -123,8 +131,9 @@ class BaseLearner(ABC):
         return frozenset(self.init_params())
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
-        """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of the model's."""
-        return self.model.features(params, inputs)
+        """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
+        features = self.model.features(params, inputs)
+        return metadata.modulate(params, features) if self.config.condition_on_names else features
 
     @abstractmethod
     def _adapt(self, params: Params, support: Batch) -> State:
@@ -132,8 +141,21 @@ class BaseLearner(ABC):
 
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
+        known = self._known(support)
+        with torch.inference_mode(False), torch.no_grad():
+            told = self._told(params, support.recordable())
+        return {**told, **self._adapted({**params, **told}, known)}
+
+    def _told(self, params: Params, support: Batch) -> dict[str, Tensor]:
+        """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
+        if not self.config.condition_on_names or support.names is None:
+            return {}
+        return metadata.start(params, self.model.features(params, support.names))
+
+    def _adapted(self, params: Params, support: Batch) -> State:
+        """State of the task from its start, without a graph."""
         with torch.inference_mode(False), torch.enable_grad():
-            state = self._adapt(leaves(params), self._known(support))
+            state = self._adapt(leaves(params), support)
         return {name: value.detach() for name, value in state.items()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
@@ -145,13 +167,21 @@ class BaseLearner(ABC):
 
     def _known(self, support: Batch) -> Batch:
         """What the method learns a task from: tensors that autograd can record; names as examples, or as they are."""
-        if support.labels.is_floating_point() != (self.config.task == "regression"):
+        support, config = support.recordable(), self.config
+        if support.labels.is_floating_point() != (config.task == "regression"):
             raise ValueError(
-                f"Labels of {support.labels.dtype} do not fit a learner of task={self.config.task!r}. Give it int64 "
-                f"labels for classification, floats for regression, or set task."
+                f"Labels of {support.labels.dtype} do not fit a learner of task={config.task!r}. Give it int64 labels "
+                f"for classification, floats for regression, or set task."
             )
-        support = support.recordable()
-        return support if self.reads_names else support.with_names_as_examples(self.config.label_name_weight)
+        if support.names is None and (config.head_reads_names or config.condition_on_names):
+            raise ValueError(
+                "The support set comes without the names of its classes, which this learner reads. Make it with "
+                "EpisodeReader(..., use_label_names=True), or give Batch its names."
+            )
+        if self.reads_names:
+            return support
+        with torch.inference_mode(False):
+            return support.with_names_as_examples(1 if config.head_reads_names else config.label_name_weight)
 
     def fixed(self, params: Params) -> BaseLearner:
         """This learner for many tasks under the same ``params``: the same answers, and where no task changes the
@@ -164,14 +194,27 @@ class BaseLearner(ABC):
         """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
         check_names(params, self.names)
         with self.model.frozen_in(self.config.frozen_dtype):
-            parts = [
-                self._episode_grad(params, replace(episode, support=self._known(episode.support)))
-                for episode in episodes
-            ]
+            parts = [self._told_grad(params, episode) for episode in episodes]
         if not parts:
             zero = next(iter(params.values())).new_zeros(())
             return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)
         return sum(parts[1:], parts[0])
+
+    def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
+        """The gradient at the task's start, drawn back to ``params``."""
+        known = replace(episode, support=self._known(episode.support))
+        with torch.inference_mode(False), torch.enable_grad():
+            theta = leaves(params)
+            told = self._told(theta, episode.support.recordable())
+            part = self._episode_grad({**params, **{name: value.detach() for name, value in told.items()}}, known)
+            if told:
+                pulls = [part.grads[name] for name in told]
+                drawn = torch.autograd.grad(list(told.values()), list(theta.values()), pulls, materialize_grads=True)
+                direct = {name: grad for name, grad in part.grads.items() if name not in told}
+                part.grads = {
+                    n: more + direct[n] if n in direct else more for n, more in zip(theta, drawn, strict=True)
+                }
+        return part
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         with torch.inference_mode(False), torch.enable_grad():

@@ -52,7 +52,7 @@ class CAVIA(GradientLearner):
         return {each: nn.Linear(self.options.context_size, size, bias=False) for each in ("scale", "shift")}
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
-        features, context = self.model.features(params, inputs), params.get(CONTEXT)
+        features, context = super().features(params, inputs), params.get(CONTEXT)
         if context is None:
             return features
         scale, shift = (self.networks(each, params, context) for each in ("scale", "shift"))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
@@ -226,9 +225,7 @@ class GradientLearner(BaseLearner):
         assert carry is not None
         return self._state(params, carry, support)
 
-    def adapt(self, params: Params, support: Batch) -> State:
-        check_names(params, self.names)
-        support = self._known(support)
+    def _adapted(self, params: Params, support: Batch) -> State:
         carry = adapt(self.links(support), params)
         with torch.no_grad():
             return {name: value.detach() for name, value in self._state(params, carry, support).items()}
@@ -285,7 +282,7 @@ def backpropagated(learner: GradientLearner, params: Params, episode: Episode, e
 
 def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
     """Reptile's direction: from the adapted weights to the start. Zero for what no task changes."""
-    state = learner.adapt(params, episode.support)
+    state = learner._adapted(params, episode.support)
     with torch.no_grad():
         logits = learner.predict(params, state, episode.query)
         moved = learner.displacement(params, state)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.data.encode import labelled
 from fewshot_nlp.functional.memory import forget_peak, peak, resident
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import BaseLearner
@@ -176,21 +177,22 @@ def _line(points: dict[int, float]) -> tuple[float, float]:
 def example_episode(
     learner: BaseLearner, n_way: int, k_shot: int, n_query: int, lengths: Sequence[int] = (16,), seed: int = 0
 ) -> Episode:
-    """An episode of random tokens, whose texts have ``lengths`` in turn."""
+    """An episode of random tokens, whose texts have ``lengths`` in turn; with names, where the learner reads them."""
     rng, endless = torch.Generator().manual_seed(seed), cycle(lengths)
     vocabulary = int(learner.model.module.config.vocab_size)
 
-    def batch(count: int) -> Batch:
-        own = torch.tensor(list(islice(endless, n_way * count)))
+    def batch(count: int, names: int = 0) -> Batch:
+        own = torch.tensor(list(islice(endless, n_way * (count + names))))
         mask = (torch.arange(int(own.max()))[None] < own[:, None]).long()
         ids = torch.randint(vocabulary, mask.shape, generator=rng) * mask
         inputs, labels = {"input_ids": ids, "attention_mask": mask}, torch.arange(n_way).repeat_interleave(count)
         if learner.config.task == "regression":
             return Batch(inputs, labels.float(), 1).to(learner.model.device)
-        return Batch(inputs, labels, n_way).to(learner.model.device)
+        return labelled(inputs, labels, n_way).to(learner.model.device)
 
     classes = tuple(f"class {i}" for i in range(n_way))
-    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), batch(k_shot), batch(n_query))
+    support = batch(k_shot, names=int(learner.config.use_label_names))
+    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), support, batch(n_query))
 
 
 def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     if not isinstance(learner, GradientLearner):
         return {**found, "estimators": {"none": _points([(learner, 0)], episode, idle, device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
-    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(episode.support, episode.query)
+    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(learner._known(episode.support), episode.query)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[BaseLearner, int]]] = {}
     cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]

@@ -2,6 +2,9 @@
 
 A head is two pure functions. ``start`` makes the task's own state from the support set; ``logits`` uses it. Every head
 of classes treats them alike, so that permuting the labels permutes the logits and any number of classes will do.
+
+Where ``config.head_reads_names``, the last ``n_way`` of the support features are those of the names of the classes, in
+the order of the labels, and labelled as examples.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from fewshot_nlp.types import Params
 SCALE = "head.log_scale"
 WEIGHT = "head.weight"
 BIAS = "head.bias"
+NAME_WEIGHT = "head.log_name_weight"
 
 
 class Head(Protocol):
@@ -39,16 +43,33 @@ def full_precision(features: Tensor) -> torch.autocast:
     return torch.autocast(features.device.type, enabled=False)
 
 
-def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero."""
+def class_means(features: Tensor, labels: Tensor, n_way: int, weights: Tensor | None = None) -> Tensor:
+    """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero.
+
+    With ``weights`` ``[n]``, each example counts for so many.
+    """
     member = torch.nn.functional.one_hot(labels, n_way).to(features.dtype)
+    if weights is not None:
+        member = member * weights[:, None]
     with full_precision(features):
         return (member.T @ features) / member.sum(dim=0)[:, None]
 
 
-def log_scale(config: FewShotConfig) -> Tensor:
-    """Start of the learned scale, kept as a logarithm so that it stays positive."""
-    return torch.tensor(math.log(config.head_scale))
+def own_params(config: FewShotConfig) -> dict[str, Tensor]:
+    """Starts of the learned scale and of the learned weight of a name; logarithms, so that they stay positive."""
+    params = {SCALE: torch.tensor(math.log(config.head_scale))}
+    if config.learn_label_name_weight:
+        params[NAME_WEIGHT] = torch.tensor(math.log(config.label_name_weight))
+    return params
+
+
+def centres(config: FewShotConfig, params: Params, features: Tensor, labels: Tensor, n_way: int) -> Tensor:
+    """Class means ``[n_way, size]``; a name ``g`` of learned weight ``w`` beside ``k`` examples makes
+    ``(Σ f + w g) / (k + w)``."""
+    if not config.learn_label_name_weight:
+        return class_means(features, labels, n_way)
+    weight = params[NAME_WEIGHT].exp().to(features.dtype).expand(n_way)
+    return class_means(features, labels, n_way, torch.cat([weight.new_ones(len(labels) - n_way), weight]))
 
 
 class PrototypeHead:
@@ -60,18 +81,18 @@ class PrototypeHead:
         self.config = config
 
     def init_params(self) -> dict[str, Tensor]:
-        return {SCALE: log_scale(self.config)}
+        return own_params(self.config)
 
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
-        return {WEIGHT: class_means(features, labels, n_way)}
+        return {WEIGHT: centres(self.config, params, features, labels, n_way)}
 
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
-        centres = state[WEIGHT]
+        means = state[WEIGHT]
         if self.config.distance == "cosine":
             with full_precision(features):
-                similarity = normalize(features, dim=-1) @ normalize(centres, dim=-1).T
+                similarity = normalize(features, dim=-1) @ normalize(means, dim=-1).T
         else:
-            similarity = -(features[:, None] - centres[None]).square().sum(dim=-1)
+            similarity = -(features[:, None] - means[None]).square().sum(dim=-1)
         return params[SCALE].exp() * similarity
 
 
@@ -80,7 +101,8 @@ class LinearHead:
 
     It starts a task at zero, or at the prototypes (ProtoMAML, Triantafillou et al. 2020), where it equals the prototype
     head before the first step: ``W = c / |c|, b = 0`` under cosine; ``W = 2c, b = -|c|²`` under Euclidean distance,
-    whose ``|f|²`` is the same for every class and drops out of the softmax.
+    whose ``|f|²`` is the same for every class and drops out of the softmax. With ``head_init="names"`` the features of
+    the names stand for ``c``, and the examples come in through the inner loop.
 
     One meta-learned vector for all classes to start from (UNICORN-MAML, Ye and Chao 2022) would drop out of the softmax
     too, at every step: it acts as zero does, and its meta-gradient vanishes.
@@ -92,16 +114,17 @@ class LinearHead:
         self.config = config
 
     def init_params(self) -> dict[str, Tensor]:
-        return {SCALE: log_scale(self.config)}
+        return own_params(self.config)
 
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
         zeros = features.new_zeros(n_way)
         if self.config.head_init == "zero":
             return {WEIGHT: features.new_zeros(n_way, features.shape[-1]), BIAS: zeros}
-        centres = class_means(features, labels, n_way)
+        by_names = self.config.head_init == "names"
+        means = features[-n_way:] if by_names else centres(self.config, params, features, labels, n_way)
         if self.config.distance == "cosine":
-            return {WEIGHT: normalize(centres, dim=-1), BIAS: zeros}
-        return {WEIGHT: 2 * centres, BIAS: -centres.square().sum(dim=-1)}
+            return {WEIGHT: normalize(means, dim=-1), BIAS: zeros}
+        return {WEIGHT: 2 * means, BIAS: -means.square().sum(dim=-1)}
 
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         if self.config.distance == "cosine":

@@ -30,13 +30,14 @@ def validation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, flo
 
 def check_label_names(learner: Any, reader: Any) -> None:
     """Raise ``ValueError`` where a learner is to be given the names of classes and its reader leaves them out."""
-    told = getattr(getattr(learner, "config", None), "use_label_names", False)
-    given = getattr(reader, "use_label_names", told)
-    if told != given:
-        raise ValueError(
-            f"The learner has use_label_names={told}, and the reader {given}: what is saved would be used in another "
-            f"way than it was trained. Pass use_label_names={told} to EpisodeReader, too."
-        )
+    for name, default in (("use_label_names", False), ("label_texts", "name")):
+        told = getattr(getattr(learner, "config", None), name, default)
+        given = getattr(reader, name, told)
+        if told != given:
+            raise ValueError(
+                f"The learner has {name}={told!r}, and the reader {given!r}: what is saved would be used in another "
+                f"way than it was trained. Pass {name}={told!r} to EpisodeReader, too."
+            )
 
 
 def score_of(learner: Any) -> str:

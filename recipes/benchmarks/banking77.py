@@ -15,11 +15,10 @@ true has them measured again. Settings were chosen on validation classes.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
-from runs import Table, add, measured, print_table
+from runs import Table, add, joined, measured, print_table
 
 RECIPES = Path(__file__).parents[1]
 COMMON = "--max_length 48 --eval_on_start true --disable_tqdm true --eval_n_way 5"
@@ -69,16 +68,6 @@ def run(method: str, split: int, data_dir: Path, folder: Path, extra: list[str])
     if method.endswith("_trainval"):
         split_file = joined(split_file, folder.parent / f"split_{split}_trainval.json")
     return measured(RECIPES / f"{recipe}.yaml", [*arguments, "--split_file", str(split_file)], folder)
-
-
-def joined(split_file: Path, path: Path) -> Path:
-    """Write the split whose train classes are those of train and validation to ``path``."""
-    lists = json.loads(split_file.read_text(encoding="utf-8"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"train": lists["train"] + lists["validation"], "test": lists["test"]}), encoding="utf-8"
-    )
-    return path
 
 
 def main() -> None:

@@ -36,6 +36,16 @@ def measured(recipe: Path | None, arguments: list[str], folder: Path) -> dict:
     return json.loads(results.read_text(encoding="utf-8"))["test"]
 
 
+def joined(split_file: Path, path: Path) -> Path:
+    """Write the split whose train classes are those of train and validation to ``path``."""
+    lists = json.loads(split_file.read_text(encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"train": lists["train"] + lists["validation"], "test": lists["test"]}), encoding="utf-8"
+    )
+    return path
+
+
 def settings_of(told: Settings) -> dict:
     """Every setting of a run but the folder it writes to."""
     found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()

@@ -5,15 +5,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
+from fewshot_nlp.cli.parser import parse
 from tests.tiny import WORDS
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "banking77.py"
+FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
+
+
+def load(name, monkeypatch):
+    """A script, as a module; what it imports lies beside it."""
+    monkeypatch.syspath_prepend(FOLDER)
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 @pytest.fixture
@@ -27,10 +38,7 @@ def benchmark(tmp_path, bert_folder, monkeypatch):
     (data / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     splits = {"train": classes[:4], "validation": classes[4:8], "test": classes[8:]}
     (data / "split_1.json").write_text(json.dumps(splits))
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("banking77", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load("banking77", monkeypatch)
     monkeypatch.setattr(script, "COMMON", "--eval_n_way 2 --n_way 2 --n_query 2 --eval_n_query 1 --use_cpu")
     trained = []
     runs = importlib.import_module("runs")
@@ -43,7 +51,7 @@ def benchmark(tmp_path, bert_folder, monkeypatch):
         tiny += " --eval_strategy no --save_strategy no --load_best_model_at_end false"
         monkeypatch.setattr(script, "METHODS", {"protonet": ("protonet", f"{tiny} {settings}")})
         folder = ["--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *folder, *argv])
+        monkeypatch.setattr(sys, "argv", [script.__file__, *folder, *argv])
         script.main()
         return len(trained)
 
@@ -90,3 +98,12 @@ def test_a_run_that_was_stopped_is_measured_anew(benchmark, tmp_path):
     (folder / "results.json").unlink()
     assert benchmark() == 2
     assert (folder / "results.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["banking77", "huffpost"])
+def test_every_method_says_whether_it_is_told_names(name, monkeypatch, tmp_path):
+    script = load(name, monkeypatch)
+    for method, (recipe, settings) in script.METHODS.items():
+        argv = [*shlex.split(script.COMMON), *shlex.split(settings), "--output_dir", str(tmp_path / method)]
+        config = parse(argv, FOLDER.parent / f"{recipe}.yaml").config
+        assert config.use_label_names == ("names" in method)

@@ -44,7 +44,7 @@ def test_the_largest_episode_and_the_texts_of_the_data(tiny, monkeypatch):
     predict(parse([*argv, "--use_label_names", "true"]))
     assert {**seen, "tokens": None} == {
         "n_way": 4,
-        "k_shot": 4,
+        "k_shot": 3,
         "n_query": 2,
         "tokens": None,
         "meta_batch_size": 6,

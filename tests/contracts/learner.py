@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from fewshot_nlp.classifier import FewShotClassifier
 from fewshot_nlp.data import TextEncoder
+from fewshot_nlp.data.encode import labelled
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.types import Batch
@@ -32,7 +33,7 @@ def one_logit_a_class(subject: Subject) -> None:
 
 def support_set_matters(subject: Subject) -> None:
     """Other examples of the same classes change the answers."""
-    other = subject.batch(subject.counts, seed=7)
+    other = replace(subject.batch(subject.counts, seed=7), names=subject.first.support.names)
     differ(subject.answer(), subject.answer(support=other))
 
 
@@ -49,8 +50,18 @@ def support_order_does_not_matter(subject: Subject) -> None:
 
 def permuted_labels_permute_logits(subject: Subject) -> None:
     support, turn = subject.first.support, torch.tensor(TURN[len(subject.counts)])
-    turned = subject.answer(support=replace(support, labels=turn[support.labels]))
+    names = support.names and {name: rows[turn.argsort()] for name, rows in support.names.items()}
+    turned = subject.answer(support=replace(support, labels=turn[support.labels], names=names))
     same(turned[:, turn], subject.answer())
+
+
+def names_matter(subject: Subject) -> None:
+    """Names that change places change the answers; so do other names."""
+    names, other = subject.first.support.names, subject.second.support.names
+    assert names is not None and other is not None
+    turned = {name: rows[TURN[len(subject.counts)]] for name, rows in names.items()}
+    for each in (turned, other):
+        differ(subject.answer(support=replace(subject.first.support, names=each)), subject.answer())
 
 
 def other_queries_do_not_matter(subject: Subject) -> None:
@@ -76,9 +87,12 @@ def padding_does_not_matter(subject: Subject) -> None:
         return
 
     def padded(batch: Batch) -> Batch:
-        longer = {name: pad(tensor, (0, 3)) for name, tensor in batch.inputs.items()}
-        longer["input_ids"] = longer["input_ids"].where(longer["attention_mask"].bool(), torch.tensor(5))
-        return replace(batch, inputs=longer)
+        return replace(batch, inputs=longer(batch.inputs), names=batch.names and longer(batch.names))
+
+    def longer(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {name: pad(tensor, (0, 3)) for name, tensor in inputs.items()}
+        found["input_ids"] = found["input_ids"].where(found["attention_mask"].bool(), torch.tensor(5))
+        return found
 
     # From a second learner, so that nothing can be remembered from the first call.
     found = subject.answer(padded(subject.first.support), padded(subject.first.query), subject.build())
@@ -267,7 +281,9 @@ def _classifier_answers_alike(folder: str, adapter: FewShotAdapter) -> None:
     """``FewShotClassifier`` on raw texts, and the learner on the same, encoded."""
     classes = sorted(set(LABELS))
     encoder = TextEncoder(adapter.learner.model.tokenizer, adapter.config.max_length)
-    support = Batch(encoder(TEXTS), torch.tensor([classes.index(label) for label in LABELS]), len(classes))
+    labels = torch.tensor([classes.index(label) for label in LABELS])
+    names = classes if adapter.config.use_label_names else []
+    support = labelled(encoder([*TEXTS, *names]), labels, len(classes))
     query = Batch(encoder(NEW), torch.zeros(len(NEW), dtype=torch.int64), len(classes))
     state = adapter.learner.adapt(adapter.params, support)
     expected = adapter.learner.predict(adapter.params, state, query).detach().double().softmax(dim=1)
@@ -285,6 +301,7 @@ EACH_SHAPE: tuple[Check, ...] = (
     query_matters,
     support_order_does_not_matter,
     permuted_labels_permute_logits,
+    names_matter,
     other_queries_do_not_matter,
     query_labels_are_not_read,
     padding_does_not_matter,
@@ -321,6 +338,8 @@ NEED_PARAMETERS = (
 
 def applies(check: Check, entry: Entry) -> bool:
     """Whether the learner makes the promise at all."""
+    if check is names_matter:
+        return entry.names
     if check in NEED_PARAMETERS:
         return entry.trained
     if check is meta_gradient_is_the_slope:

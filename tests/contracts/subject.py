@@ -32,6 +32,7 @@ class Entry:
         kinds: inputs that it is tried on: text, vectors, images.
         loss: what it trains, of logits and labels.
         task: what it is to learn, as ``config.task``.
+        names: it is given the names of the classes.
     """
 
     build: Callable[[str], Learner]
@@ -42,6 +43,7 @@ class Entry:
     kinds: tuple[str, ...] = ("text",)
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     task: str = "classification"
+    names: bool = False
 
 
 class Subject:
@@ -69,7 +71,8 @@ class Subject:
         return random_batch(list(counts), seed, kind=self.kind, task=self.entry.task)
 
     def episode(self, seed: int, dtype: torch.dtype = torch.float64) -> Episode:
-        return random_episode(list(self.counts), seed=seed, kind=self.kind, dtype=dtype, task=self.entry.task)
+        shape = {"kind": self.kind, "dtype": dtype, "task": self.entry.task, "names": self.entry.names}
+        return random_episode(list(self.counts), seed=seed, **shape)
 
     def build(self) -> Any:
         learner: Any = self.entry.build(self.folder)

@@ -41,6 +41,11 @@ def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.sigmoid() - torch.eye(logits.shape[1])[labels]).square().sum(1).mean()
 
 
+def told(learner: str, exact: bool = True, **settings: Any) -> Entry:
+    """The same, given the names of the classes."""
+    return replace(named(learner, exact, kinds=("text",), use_label_names=True, **settings), names=True)
+
+
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
     model = FewShotModel.build(tiny_config(folder, adapter="none"))
     model.module.double()
@@ -100,6 +105,18 @@ LEARNERS = {
     "relation, no residual": named("relation", kinds=("text",), learner_kwargs={"residual": False}),
     "relation, squared error": replace(named("relation", learner_kwargs={"loss": "mse"}), loss=squared_error),
     "relational": named("relational"),
+    "protonet, names": told("protonet", head="prototype", label_name_weight=2),
+    "protonet, weighted names": told("protonet", head="prototype", learn_label_name_weight=True),
+    "protonet, told": told("protonet", head="prototype", condition_on_names=True),
+    "maml, names": told("maml"),
+    "maml, start at names": told("maml", head_init="names"),
+    "maml, start at names, euclidean": told("maml", head_init="names", distance="euclidean", inner_learning_rate=0.02),
+    "maml, weighted names, told": told("maml", learn_label_name_weight=True, condition_on_names=True),
+    "maml, prototype head, weighted names": told("maml", head="prototype", learn_label_name_weight=True),
+    "anil, start at names, told": told("anil", head_init="names", condition_on_names=True),
+    "imaml, told": told("imaml", exact=False, proximal=5.0, inner_learning_rate=0.05, condition_on_names=True),
+    "reptile, told": told("reptile", exact=False, inner_learning_rate=0.02, condition_on_names=True),
+    "cavia, told": told("cavia", inner_learning_rate=5.0, head="prototype", condition_on_names=True),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),
     "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False, kinds=KINDS),
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False, kinds=KINDS),

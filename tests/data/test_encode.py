@@ -208,3 +208,22 @@ def test_class_names_without_words_cannot_be_read(encoder):
     with pytest.raises(ValueError, match=r"The class '7' of 'toy' has no words .* column label_name"):
         EpisodeReader(make_pool({"a": 2, "7": 2}), encoder, use_label_names=True)
     EpisodeReader(replace(make_pool({"7": 2}), readable_names={"7": "refund"}), encoder, use_label_names=True)
+
+
+def test_descriptions_in_place_of_names(encoder):
+    pool = replace(make_pool({"a": 2, "b": 2}), descriptions={"a": "stop the music", "b": "warm light"})
+    spec = EpisodeSampler(pool, n_way=2, k_shot=1, n_query=1)[0]
+    episode = EpisodeReader(pool, encoder, use_label_names=True, label_texts="description")(spec)
+    expected = encoder([*pool.texts([row for rows in spec.support for row in rows]), "stop the music", "warm light"])
+    order = [2 + ["a", "b"].index(name) for name in spec.classes]
+    for name in expected:
+        torch.testing.assert_close(episode.support.names[name], expected[name][order], rtol=0, atol=0)
+
+
+def test_a_class_without_a_description_is_an_error_where_it_is_read(encoder):
+    pool = replace(make_pool({"a": 2, "b": 2}), descriptions={"a": "The first letter."})
+    with pytest.raises(ValueError, match=r"The class 'b' of 'toy' has no description.*column label_description"):
+        EpisodeReader(pool, encoder, use_label_names=True, label_texts="description")
+    EpisodeReader(pool, encoder, label_texts="description")
+    with pytest.raises(ValueError, match="label_texts='essay' is not known"):
+        EpisodeReader(pool, encoder, label_texts="essay")

@@ -21,7 +21,6 @@ from tests.tiny import random_episode, tiny_config
 from tests.training.toy import ToyLearner, ToySampler, toy_args, toy_reader
 
 
-
 class Case(NamedTuple):
     """What is trained: ``size`` episodes in each of ``rounds`` micro-rounds a step; the toy learner if not named."""
 

@@ -311,6 +311,9 @@ def test_a_reader_that_leaves_out_the_names_a_learner_is_to_read_is_an_error(tmp
         FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
     reader.use_label_names = True
     FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
+    reader.label_texts = "description"
+    with pytest.raises(ValueError, match=r"label_texts='name', and the reader 'description'"):
+        FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
 
 
 def test_validation_without_samplers_or_with_an_unknown_metric_is_an_error(tmp_path):

@@ -125,7 +125,13 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
     encoder = TextEncoder(learner.model.tokenizer, config.max_length)
-    reader = EpisodeReader([*pools.values(), *train.pools.values()], encoder, use_label_names=config.use_label_names)
+    reader = EpisodeReader(
+        [*pools.values(), *train.pools.values()],
+        encoder,
+        use_label_names=config.use_label_names,
+        unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
+        n_unlabelled=episodes.n_unlabelled,
+    )
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None

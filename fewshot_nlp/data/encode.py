@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import at_least
 from fewshot_nlp.data.pool import Pool
+from fewshot_nlp.data.sampler import draw, generator
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
 #: Pool, split, and the row of an example or the name of a class.
@@ -98,9 +99,11 @@ class EpisodeReader:
         encoder: how texts become tensors.
         cache_size: how many rows to keep, the latest used; 100,000 rows of 20 tokens take some 40 MB.
         use_label_names: give the readable names of the classes with the support set.
+        unlabelled: texts of the domain that is to be answered for, given without labels beside training episodes.
+        n_unlabelled: how many of them an episode has; which ones follows from its address.
 
     Raises:
-        ValueError: two pools of one address, or names to use that have no words.
+        ValueError: two pools of one address, names to use that have no words, or too few unlabelled texts.
     """
 
     def __init__(
@@ -109,12 +112,25 @@ class EpisodeReader:
         encoder: TextEncoder,
         cache_size: int = 100_000,
         use_label_names: bool = False,
+        unlabelled: Pool | None = None,
+        n_unlabelled: int = 0,
     ) -> None:
         at_least("cache_size", cache_size, 0)
+        at_least("n_unlabelled", n_unlabelled, 0)
+        if n_unlabelled > (0 if unlabelled is None else len(unlabelled)):
+            raise ValueError(
+                f"n_unlabelled={n_unlabelled} texts are more than the {0 if unlabelled is None else len(unlabelled)} "
+                f"given as unlabelled. Lower it, or give a larger pool."
+            )
         self.encoder = encoder
         self.cache_size = cache_size
         self.use_label_names = use_label_names
+        self.unlabelled, self.n_unlabelled = unlabelled, n_unlabelled
         self._pools = pools_by_address(pools)
+        if unlabelled is not None:
+            # Token ids are kept by address.
+            pools_by_address([*self._pools.values(), unlabelled])
+            self._unlabelled_rows = [row for rows in unlabelled.rows_by_class.values() for row in rows]
         if use_label_names:
             for pool in self._pools.values():
                 _check_names(pool)
@@ -138,8 +154,18 @@ class EpisodeReader:
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
-            spec, self._batch(pool, support, support_labels, spec, names), self._batch(pool, query, query_labels, spec)
+            spec,
+            self._batch(pool, support, support_labels, spec, names),
+            self._batch(pool, query, query_labels, spec),
+            self._without_labels(spec),
         )
+
+    def _without_labels(self, spec: EpisodeSpec) -> Batch | None:
+        if self.unlabelled is None or not self.n_unlabelled or spec.split != "train":
+            return None
+        rng = generator("unlabelled", spec.address)
+        rows: list[int | str] = draw(rng, self._unlabelled_rows, self.n_unlabelled)
+        return self._batch(self.unlabelled, rows, [OUT_OF_SCOPE] * len(rows), spec)
 
     def _batch(
         self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec, names: Sequence[str] = ()

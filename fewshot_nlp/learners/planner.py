@@ -190,7 +190,8 @@ def example_episode(
         return Batch(inputs, labels, n_way).to(learner.model.device)
 
     classes = tuple(f"class {i}" for i in range(n_way))
-    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), batch(k_shot), batch(n_query))
+    parts = [batch(k_shot), batch(n_query), *([batch(n_query)] if learner.reads_unlabelled else [])]
+    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), *parts)
 
 
 def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Entry:
         kinds: inputs that it is tried on: text, vectors, images.
         loss: what it trains, of logits and labels.
         task: what it is to learn, as ``config.task``.
+        silent: how the names of parameters begin that serve training alone and have no say in the answers.
     """
 
     build: Callable[[str], Learner]
@@ -42,6 +43,7 @@ class Entry:
     kinds: tuple[str, ...] = ("text",)
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     task: str = "classification"
+    silent: str | None = None
 
 
 class Subject:

@@ -1,7 +1,7 @@
 """Learn intents in English, answer in German: prototypes whose features do not tell the two languages apart.
 
     accelerate launch recipes/domain_adversarial.py
-    accelerate launch recipes/domain_adversarial.py --learner protonet --n_unlabelled 0 --output_dir output/without
+    accelerate launch recipes/domain_adversarial.py --learner protonet --learner_kwargs none --n_unlabelled 0
 
 Training tasks have English sentences and classes; beside each there are German sentences of other intents than those
 that are tested, without labels. Validation and test are in German. The second command leaves them out. Settings are in

@@ -344,7 +344,9 @@ def test_the_saddle_point_by_hand(bert_folder):
     task = gradient(prototype_loss(learner, theta, episode), theta)
 
     def probability(batch):
-        w0, b0, w2, b2 = (theta[f"learner.discriminator.{name}"] for name in ("0.weight", "0.bias", "2.weight", "2.bias"))
+        w0, b0, w2, b2 = (
+            theta[f"learner.discriminator.{name}"] for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+        )
         return torch.sigmoid(torch.clamp(pooled(learner, theta, batch) @ w0.T + b0, min=0) @ w2.T + b2)[:, 0]
 
     source = torch.cat([probability(episode.support), probability(episode.query)])
@@ -353,9 +355,7 @@ def test_the_saddle_point_by_hand(bert_folder):
         binary_cross_entropy(source, torch.zeros_like(source)) + binary_cross_entropy(target, torch.ones_like(target))
     ) / 2
     apart = gradient(domain, theta)
-    expected = {
-        name: apart[name] if name.startswith("learner.") else task[name] - 0.3 * apart[name] for name in params
-    }
+    expected = {name: apart[name] if name.startswith("learner.") else task[name] - 0.3 * apart[name] for name in params}
     assert sum(apart[name].abs().sum() for name in params if name.startswith("model.")) > 1e-3
     found = learner.meta_grad(params, [episode])
     assert_all_close(found.grads, expected)
@@ -441,7 +441,7 @@ def test_learner_and_reader_must_agree(bert_folder, tmp_path, learner, count, me
 
 
 def test_the_domain_of_training_is_not_the_one_without_labels():
-    with pytest.raises(ValueError, match="n_unlabelled=4 takes texts of dataset_name.*mixture_weights with 0 first"):
+    with pytest.raises(ValueError, match=r"n_unlabelled=4 takes texts of dataset_name.*mixture_weights with 0 first"):
         EpisodeConfig(n_unlabelled=4)
     with pytest.raises(ValueError, match="mixture_weights with 0 first"):
         EpisodeConfig(n_unlabelled=4, mixture_dataset_names=["a.csv"])

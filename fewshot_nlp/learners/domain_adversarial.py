@@ -26,7 +26,6 @@ from torch.nn.functional import softplus
 
 from fewshot_nlp.config import at_least
 from fewshot_nlp.functional.outer import leaves
-from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.learners.protonet import ProtoNet
 from fewshot_nlp.types import Episode, MetaGrad, Params
 
@@ -81,7 +80,7 @@ class DomainAdversarial(ProtoNet):
             state = self.head.start(theta, ours, support.labels, support.n_way)
             logits = self.head.logits(theta, state, asked)
             domain = self.domain_loss(theta, torch.cat([ours, asked]), theirs, self.options.at(episode.spec.index))
-            loss = episode_loss(logits, query.labels) + domain
+            loss = self.loss(logits, query.labels) + domain
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode)
 

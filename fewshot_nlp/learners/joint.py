@@ -22,7 +22,6 @@ import torch
 
 from fewshot_nlp.config import FewShotConfig, at_least
 from fewshot_nlp.functional.outer import leaves
-from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Episode, MetaGrad, Params
@@ -45,6 +44,7 @@ class Joint(GradientLearner):
     """Trained jointly on source and target tasks, without inner steps; adapted to a new task by inner steps."""
 
     title = "joint training on source and target tasks, then fine-tuning"
+    tasks = ("classification",)
     implied: ClassVar = {"head_init": "prototype", "estimator": None, "step_loss_weights": None, "proximal": 0.0}
     Options: ClassVar[type] = JointOptions
 
@@ -64,7 +64,7 @@ class Joint(GradientLearner):
             features = self.features(theta, support.inputs)
             state = self.head.start(theta, features, support.labels, support.n_way)
             logits = self.head.logits(theta, state, self.features(theta, query.inputs))
-            loss = weight * episode_loss(logits, query.labels)
+            loss = weight * self.loss(logits, query.labels)
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         with torch.no_grad():
             answers = self.predict(params, self.adapt(params, support), query)

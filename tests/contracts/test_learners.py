@@ -112,6 +112,8 @@ LEARNERS = {
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False, kinds=KINDS),
     "regression: maml": named("maml", task="regression", inner_learning_rate=0.05),
     "regression: anil": named("anil", task="regression", inner_learning_rate=0.05),
+    "regression: meta-lstm": named("meta_lstm", exact=False, task="regression", inner_learning_rate=0.05),
+    "regression: meta-transfer": named("meta_transfer", adapter="none", task="regression", inner_learning_rate=0.05),
     "regression: reptile": named("reptile", exact=False, task="regression", inner_learning_rate=0.05),
     "regression: meta-sgd": named("meta_sgd", task="regression", inner_learning_rate=0.05),
     "regression: imaml": named("imaml", exact=False, task="regression", proximal=2.0, inner_learning_rate=0.05),

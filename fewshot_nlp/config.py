@@ -44,6 +44,10 @@ LEARNERS: dict[str, str | type] = {
     "snail": "fewshot_nlp.learners.snail:SNAIL",
     "leo": "fewshot_nlp.learners.leo:LEO",
     "hyper": "fewshot_nlp.learners.hyper:HyperMAML",
+    "meta_lstm": "fewshot_nlp.learners.meta_lstm:MetaLSTM",
+    "meta_transfer": "fewshot_nlp.learners.meta_transfer:MetaTransfer",
+    "joint": "fewshot_nlp.learners.joint:Joint",
+    "domain_adversarial": "fewshot_nlp.learners.domain_adversarial:DomainAdversarial",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")
@@ -362,6 +366,13 @@ class EpisodeConfig:
         default=0,
         metadata={"help": "Further queries, of other classes, in a training episode; the loss leaves them out."},
     )
+    n_unlabelled: int = field(
+        default=0,
+        metadata={
+            "help": "Texts of the training classes of dataset_name, without labels, beside each training episode, "
+            "where training is on other data sets; for learners that adapt to a domain."
+        },
+    )
     eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
     eval_k_shots: list[int] = field(
         default_factory=lambda: [1, 5], metadata={"help": "Support examples a class in evaluation, one run each."}
@@ -381,6 +392,12 @@ class EpisodeConfig:
         at_least("n_query", self.n_query, 1)
         at_least("eval_n_query", self.eval_n_query, 1)
         at_least("n_out_of_scope", self.n_out_of_scope, 0)
+        at_least("n_unlabelled", self.n_unlabelled, 0)
+        if self.n_unlabelled and not (self.mixture_weights and self.mixture_weights[0] == 0):
+            raise ValueError(
+                f"n_unlabelled={self.n_unlabelled} takes texts of dataset_name for another domain than training's, "
+                f"which is on {self.dataset_name!r}, too. Set mixture_dataset_names, and mixture_weights with 0 first."
+            )
         at_least("eval_n_out_of_scope", self.eval_n_out_of_scope, 0)
         if self.eval_n_way is not None:
             at_least("eval_n_way", self.eval_n_way, 2)

@@ -101,14 +101,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Episode:
-    """An encoded task: learn from ``support``, answer ``query``."""
+    """An encoded task: learn from ``support``, answer ``query``.
+
+    Attributes:
+        unlabelled: inputs of the domain that is to be answered for, without their classes (all ``OUT_OF_SCOPE``); only
+            of training episodes, and only where the learner is to know them.
+    """
 
     spec: EpisodeSpec
     support: Batch
     query: Batch
+    unlabelled: Batch | None = None
 
     def to(self, device: torch.device | str) -> Episode:
-        return replace(self, support=self.support.to(device), query=self.query.to(device))
+        unlabelled = self.unlabelled and self.unlabelled.to(device)
+        return replace(self, support=self.support.to(device), query=self.query.to(device), unlabelled=unlabelled)
 
 
 @dataclass

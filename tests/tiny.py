@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.models.scratch import Conv4Config, Conv4Model, MLPConfig, MLPModel
-from fewshot_nlp.types import Batch, Episode, EpisodeSpec
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["play", "stop", "music", "light", "lamp", "on", "off", "the", "timer", "set", "warm", "cold", "red", "blue"]
@@ -102,13 +102,16 @@ def random_episode(
     task: str = "classification",
     names: bool = False,
 ) -> Episode:
-    """An episode of random inputs with unequal class counts in its support set, and random texts for the names of its
-    classes, if it is to have them."""
+    """An episode of random inputs with unequal class counts in its support set, of some without labels, and random
+    texts for the names of its classes, if it is to have them."""
     spec = EpisodeSpec("train", seed, "random", tuple(f"class {c}" for c in range(len(counts))), (), ())
     support = random_batch(counts, 2 * seed, kind=kind, dtype=dtype, task=task)
     if names:
         support = replace(support, names=random_batch([1] * len(counts), 2 * seed + 1000).inputs)
-    return Episode(spec, support, random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype, task))
+    query = random_batch([n_query] * len(counts), 2 * seed + 1, 5, kind, dtype, task)
+    other = random_batch([n_query] * len(counts), 1000 + seed, 7, kind, dtype)
+    unlabelled = replace(other, labels=torch.full_like(other.labels, OUT_OF_SCOPE))
+    return Episode(spec, support, query, unlabelled)
 
 
 def tiny_config(folder: str, **settings: object) -> FewShotConfig:

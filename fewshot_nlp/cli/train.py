@@ -123,9 +123,14 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
-    tasks = [*pools.values(), *train.pools.values()]
-    names = {"use_label_names": config.use_label_names, "label_texts": config.label_texts}
-    reader = EpisodeReader(tasks, learner.model.encoder(), **names)
+    reader = EpisodeReader(
+        [*pools.values(), *train.pools.values()],
+        learner.model.encoder(),
+        use_label_names=config.use_label_names,
+        label_texts=config.label_texts,
+        unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
+        n_unlabelled=episodes.n_unlabelled,
+    )
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import LABEL_TEXTS, at_least, choice
 from fewshot_nlp.data.pool import Pool
+from fewshot_nlp.data.sampler import draw, generator
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
 
 #: Pool, split, and the row of an example or the name of a class.
@@ -129,10 +130,12 @@ class EpisodeReader:
         cache_size: how many rows to keep, the latest used; by default what the encoder says.
         use_label_names: give the readable names of the classes with the support set.
         label_texts: what is given for a name: ``"name"``, or ``"description"``, the pool's sentence about the class.
+        unlabelled: texts of the domain that is to be answered for, given without labels beside training episodes.
+        n_unlabelled: how many of them an episode has; which ones follows from its address.
 
     Raises:
-        ValueError: two pools of one address, pools that the encoder does not take, names that it cannot read, or classes
-            without a description.
+        ValueError: two pools of one address, pools that the encoder does not take, names that it cannot read, classes
+            without a description, or too few unlabelled texts.
     """
 
     def __init__(
@@ -142,22 +145,35 @@ class EpisodeReader:
         cache_size: int | None = None,
         use_label_names: bool = False,
         label_texts: str = "name",
+        unlabelled: Pool | None = None,
+        n_unlabelled: int = 0,
     ) -> None:
+        at_least("n_unlabelled", n_unlabelled, 0)
+        if n_unlabelled > (0 if unlabelled is None else len(unlabelled)):
+            raise ValueError(
+                f"n_unlabelled={n_unlabelled} texts are more than the {0 if unlabelled is None else len(unlabelled)} "
+                f"given as unlabelled. Lower it, or give a larger pool."
+            )
         self.encoder = encoder
         self.cache_size = encoder.cache_size if cache_size is None else cache_size
         at_least("cache_size", self.cache_size, 0)
         self.use_label_names = use_label_names
         choice("label_texts", label_texts, LABEL_TEXTS)
         self.label_texts = label_texts
+        self.unlabelled, self.n_unlabelled = unlabelled, n_unlabelled
         self._pools = pools_by_address(pools)
-        for pool in self._pools.values():
+        if unlabelled is not None:
+            # What is encoded is kept by address.
+            pools_by_address([*self._pools.values(), unlabelled])
+            self._unlabelled_rows = [row for rows in unlabelled.rows_by_class.values() for row in rows]
+        for pool in [*self._pools.values(), *([] if unlabelled is None else [unlabelled])]:
             if pool.kind != encoder.kind:
                 raise ValueError(
                     f"The pool {pool.name}/{pool.split} holds {pool.kind}s, and the encoder takes {encoder.kind}s. Use "
                     f"a backbone for {pool.kind}s, or other data."
                 )
-            if use_label_names:
-                _check_names(pool, label_texts)
+        for pool in self._pools.values() if use_label_names else ():
+            _check_names(pool, label_texts)
         self._encoded: OrderedDict[Key, Any] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
@@ -178,8 +194,18 @@ class EpisodeReader:
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
-            spec, self._batch(pool, support, support_labels, spec, names), self._batch(pool, query, query_labels, spec)
+            spec,
+            self._batch(pool, support, support_labels, spec, names),
+            self._batch(pool, query, query_labels, spec),
+            self._without_labels(spec),
         )
+
+    def _without_labels(self, spec: EpisodeSpec) -> Batch | None:
+        if self.unlabelled is None or not self.n_unlabelled or spec.split != "train":
+            return None
+        rng = generator("unlabelled", spec.address)
+        rows: list[int | str] = draw(rng, self._unlabelled_rows, self.n_unlabelled)
+        return self._batch(self.unlabelled, rows, [OUT_OF_SCOPE] * len(rows), spec)
 
     def _batch(
         self, pool: Pool, examples: list[int | str], labels: list[int], spec: EpisodeSpec, names: Sequence[str] = ()

@@ -121,7 +121,7 @@ def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:
     """A data set of the mixture, with the settings that are for all of them."""
     own = replace(
         config, dataset_name=name, dataset_config_name=None, dataset_revision=None, split_file=None,
-        mixture_dataset_names=None, mixture_weights=None,
+        mixture_dataset_names=None, mixture_weights=None, n_unlabelled=0,
     )  # fmt: skip
     try:
         return load_pools_from_config(own)

@@ -30,11 +30,13 @@ class Point(NamedTuple):
         fast: the fast weights.
         step: steps taken before.
         params: the meta-parameters; learned rules read their ``rule.`` entries.
+        loss: the support loss there, a 0-d tensor; a constant where its gradient is.
     """
 
     fast: Params
     step: int = 0
     params: Params = MappingProxyType({})
+    loss: Tensor | None = None
 
 
 def nothing(fast: Params) -> dict[str, Tensor]:

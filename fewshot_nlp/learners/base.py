@@ -77,6 +77,8 @@ class BaseLearner(ABC):
     uses_head: ClassVar[bool] = True
     #: Whether the method reads ``support.names`` itself. For others the names become support examples.
     reads_names: ClassVar[bool] = False
+    #: Whether the method reads ``episode.unlabelled`` when it is trained.
+    reads_unlabelled: ClassVar[bool] = False
     #: Settings of ``FewShotConfig`` that make the method what it is.
     implied: ClassVar[Mapping[str, Any]] = {}
     #: Dataclass of the settings of the method's own, which ``config.learner_kwargs`` gives; it checks them itself.

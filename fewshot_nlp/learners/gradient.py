@@ -183,11 +183,12 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
-        grads = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
+        grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
         if self.config.proximal and carry is not None:
             start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
             grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
-        updates, slots = self.rule.update(grads, slots, Point(fast, k, params))
+        point = Point(fast, k, params, loss if record and exact else loss.detach())
+        updates, slots = self.rule.update(grads, slots, point)
         return Carry({name: value + updates[name] for name, value in fast.items()}, {**slots, **kept})
 
     def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -201,8 +202,8 @@ class GradientLearner(BaseLearner):
 
     def _inner_gradient(
         self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool
-    ) -> dict[str, Tensor]:
-        """Gradient of the support loss with respect to ``fast``, under which ``features`` were made."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradient of the support loss with respect to ``fast``, under which ``features`` were made; and the loss."""
         # The head may have been made from these very features. A view parts the loss's direct path from that one, so
         # that the first step needs no second forward pass.
         seen = features.view_as(features)
@@ -212,11 +213,11 @@ class GradientLearner(BaseLearner):
         own = [value for name, value in fast.items() if name not in body]
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
         if not body:
-            return dict(zip(fast, torch.autograd.grad(loss, own, **options), strict=True))
+            return dict(zip(fast, torch.autograd.grad(loss, own, **options), strict=True)), loss
         pull, *grads = torch.autograd.grad(loss, [seen, *own], **options)
         # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
         grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *grads]
-        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True))
+        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), loss
 
     def _adapt(self, params: Params, support: Batch) -> State:
         carry: Carry | None = None
@@ -296,7 +297,7 @@ def implicit(learner: GradientLearner, params: Params, episode: Episode) -> Meta
 
     def slope(theta: Params, fast: dict[str, Tensor]) -> dict[str, Tensor]:
         features = learner.features({**theta, **fast}, support.inputs)
-        return learner._inner_gradient(theta, fast, features, support, create_graph=True)
+        return learner._inner_gradient(theta, fast, features, support, create_graph=True)[0]
 
     outcome = implicit_gradient(
         lambda theta: learner._start(theta, support)[0],

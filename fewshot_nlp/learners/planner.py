@@ -192,7 +192,8 @@ def example_episode(
 
     classes = tuple(f"class {i}" for i in range(n_way))
     support = batch(k_shot, names=int(learner.config.use_label_names))
-    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), support, batch(n_query))
+    parts = [support, batch(n_query), *([batch(n_query)] if learner.reads_unlabelled else [])]
+    return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), *parts)
 
 
 def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[str, Any]:

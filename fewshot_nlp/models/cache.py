@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -57,10 +58,10 @@ class FrozenFeatures(FeatureCache):
 class FixedModel(FewShotModel):
     """A model whose features are those of one set of parameters, whatever parameters it is given later."""
 
-    def __init__(self, model: FewShotModel, params: Params) -> None:
+    def __init__(self, model: FewShotModel, params: Params, frozen: Params = MappingProxyType({})) -> None:
         super().__init__(model.module, model.tokenizer, model.config, model.seed)
-        fixed = {name: value.detach() for name, value in params.items()}
-        self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs))
+        fixed, held = ({name: value.detach() for name, value in part.items()} for part in (params, frozen))
+        self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs, held))
 
-    def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+    def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:
         return self._cache(inputs)

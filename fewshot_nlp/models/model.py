@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -98,15 +99,19 @@ class FewShotModel:
         own = dict(self.module.named_parameters())
         return {PREFIX + name: own[name].detach().clone() for name in self.trainable}
 
-    def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
-        """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``."""
+    def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:
+        """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``.
+
+        ``frozen``: other values for some of the tensors that are not trained, by the names of ``module``.
+        """
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
+        names = (*self.trainable, *frozen)
 
         def forward(part: dict[str, Tensor]) -> Any:
             # Dropout draws anew in every pass, also below.
-            trunk = None if self.module.training else self.trunk
+            trunk = None if self.module.training or frozen else self.trunk
             with trunk.skipped(part, self._precision()) if trunk else nullcontext():
-                return call(self.module, self.trainable, body, **part)
+                return call(self.module, names, {**body, **frozen}, **part)
 
         return self._pooled(forward, inputs)
 

@@ -185,6 +185,9 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
     pools = getattr(sampler, "pools", {})
     settings["train_pools"] = {name: pool.fingerprint[:16] for name, pool in pools.items()}
     settings |= {f"train_sampler.{name}": value for name, value in getattr(sampler, "settings", {}).items()}
+    reader: Any = trainer.reader
+    if getattr(reader, "unlabelled", None) is not None:
+        settings |= {"unlabelled": reader.unlabelled.fingerprint[:16], "n_unlabelled": reader.n_unlabelled}
     # Another learner, inner rule or head may have parameters of the same names and shapes.
     method = getattr(trainer.learner, "config", None)
     if isinstance(method, FewShotConfig):

@@ -25,6 +25,7 @@ from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
 from fewshot_nlp.training.resume import clear_checkpoints, load_best, restore, resume_folder, save
 from fewshot_nlp.training.validation import (
     check_label_names,
+    check_unlabelled,
     check_validation,
     is_better,
     metric_key,
@@ -93,6 +94,7 @@ class FewShotTrainer:
         self.score = score_of(learner)
         check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)
+        check_unlabelled(learner, reader)
         model = getattr(learner, "model", None)
         if model is not None:
             model.to(self.accelerator.device)

@@ -40,6 +40,18 @@ def check_label_names(learner: Any, reader: Any) -> None:
             )
 
 
+def check_unlabelled(learner: Any, reader: Any) -> None:
+    """Raise ``ValueError`` where a learner reads unlabelled inputs and its reader gives none, or the reverse."""
+    reads = getattr(learner, "reads_unlabelled", False)
+    given = getattr(reader, "n_unlabelled", None)
+    if given is not None and reads != (given > 0):
+        remedy = "Leave it out, or use learner='domain_adversarial'" if given else "Set it, to 25 for example"
+        raise ValueError(
+            f"n_unlabelled={given}, and the learner {'reads' if reads else 'does not read'} texts without labels. "
+            f"{remedy}."
+        )
+
+
 def score_of(learner: Any) -> str:
     """The name of what ``MetaGrad.accuracy`` holds; the accuracy where a learner does not say."""
     return getattr(getattr(learner, "config", None), "score", "accuracy")

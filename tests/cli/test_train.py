@@ -27,15 +27,23 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 SETTINGS = sorted((ROOT / "recipes" / "learners").glob("*.yaml"))
 
 
+def elsewhere(settings, data_file):
+    """Made-up sentences for settings that train on another data set than they test on."""
+    return ["--mixture_dataset_names", str(data_file)] if "mixture_dataset_names" in read_yaml(settings) else []
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
+def test_recipe_leaves_everything(recipe, tiny, tmp_path, data_file, monkeypatch, capsys):
+    tiny = [*tiny, *elsewhere(recipe.with_suffix(".yaml"), data_file)]
+    adapted = read_yaml(recipe.with_suffix(".yaml"))["adapter"] != "none"
     monkeypatch.setattr(sys, "argv", [str(recipe), *tiny])
     runpy.run_path(str(recipe), run_name="__main__")
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
+    assert ({"adapter_config.json", "adapter_model.safetensors"} <= names) == adapted
     assert {
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "fewshot_config.json", "README.md", "results.json", "learning_curve.png",
+        "tokenizer.json", "tokenizer_config.json", "fewshot_config.json", "fewshot_params.safetensors", "README.md",
+        "results.json", "learning_curve.png",
     } <= names  # fmt: skip
 
     results = json.loads((out / "results.json").read_text())
@@ -44,13 +52,14 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
         assert 0 <= entry["accuracy"] <= 1
         assert entry["ci95"] >= 0
         assert entry["episodes"] == 4
-        assert set(entry["baselines"]) == {"prototypes", "logistic_regression", "fine_tuning"}
+        # Without an adapter there is nothing to fine-tune.
+        assert set(entry["baselines"]) == {"prototypes", "logistic_regression", *["fine_tuning"] * adapted}
         assert set(entry["paired_gain"]) >= {"mean", "ci95"}
         gain = entry["accuracy"] - entry["baselines"]["prototypes"]["accuracy"]
         assert entry["paired_gain"]["mean"] == pytest.approx(gain)
     assert results["training"]["steps"] == 4
     assert set(results["protocol"]["episodes_hash"]) == {"1-shot", "3-shot"}
-    assert results["protocol"]["baselines"]["fine_tuning"]["inner_steps"] == 10
+    assert not adapted or results["protocol"]["baselines"]["fine_tuning"]["inner_steps"] == 10
 
     manifest = json.loads((out / "fewshot_config.json").read_text())
     assert manifest["command"].startswith(f"accelerate launch recipes/{recipe.name} --model_name_or_path")
@@ -64,15 +73,16 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, monkeypatch, capsys):
 
     shown = capsys.readouterr().out
     # A metric learner has one way to its gradient, and nothing to say of it.
-    assert (" gradient  " in shown) == (recipe.stem != "protonet")
+    assert (" gradient  " in shown) == (recipe.stem not in ("protonet", "domain_adversarial"))
     for piece in ("trained parameters", "prototypes", "gain over prototypes", "±", f'from_pretrained("{out}")'):
         assert piece in shown
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda path: path.stem)
-def test_settings_of_every_learner_train(settings, tiny, tmp_path):
+def test_settings_of_every_learner_train(settings, tiny, tmp_path, data_file):
     """Two steps of each file in recipes/learners, with what its learner needs."""
-    given = [*tiny, "--max_steps", "2", "--inner_steps", "2", "--head_init", "prototype"]
+    given = [*tiny, *elsewhere(settings, data_file), "--max_steps", "2", "--inner_steps", "2"]
+    given += ["--head_init", "prototype"]
     told = parse([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")
     assert told.config.learner in LEARNERS
     main([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")

@@ -33,6 +33,7 @@ class Entry:
         loss: what it trains, of logits and labels.
         task: what it is to learn, as ``config.task``.
         names: it is given the names of the classes.
+        silent: how the names of parameters begin that serve training alone and have no say in the answers.
     """
 
     build: Callable[[str], Learner]
@@ -44,6 +45,7 @@ class Entry:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     task: str = "classification"
     names: bool = False
+    silent: str | None = None
 
 
 class Subject:

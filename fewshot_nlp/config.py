@@ -35,6 +35,7 @@ LEARNERS: dict[str, str | type] = {
     "mamlpp": "fewshot_nlp.learners.mamlpp:MAMLPlusPlus",
     "imaml": "fewshot_nlp.learners.imaml:IMAML",
     "normalised_reptile": "fewshot_nlp.learners.normalised:NormalisedReptile",
+    "memory": "fewshot_nlp.learners.memory:Memory",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")

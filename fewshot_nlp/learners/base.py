@@ -65,6 +65,8 @@ class BaseLearner(ABC):
     reads_names: ClassVar[bool] = False
     #: Settings of ``FewShotConfig`` that make the method what it is.
     implied: ClassVar[Mapping[str, Any]] = {}
+    #: Names of meta-parameters that are data: the method writes them by ``remember``, and no gradient changes them.
+    remembered: ClassVar[frozenset[str]] = frozenset()
     #: Dataclass of the settings of the method's own, which ``config.learner_kwargs`` gives; it checks them itself.
     Options: ClassVar[type] = NoOptions
 
@@ -124,6 +126,10 @@ class BaseLearner(ABC):
         """What the method learns a task from: tensors that autograd can record; names as examples, or as they are."""
         support = support.recordable()
         return support if self.reads_names else support.with_names_as_examples(self.config.label_name_weight)
+
+    def remember(self, params: Params, episodes: Sequence[Episode]) -> dict[str, Tensor]:
+        """What the entries ``remembered`` become once ``episodes`` are finished, in this order; writes to nothing."""
+        return {}
 
     def fixed(self, params: Params) -> BaseLearner:
         """This learner for many tasks under the same ``params``: the same answers, and where no task changes the

@@ -17,14 +17,16 @@ from tests.contracts.learner import contract
 from tests.contracts.subject import COUNTS, Entry, Subject
 from tests.tiny import tiny_config
 
+KINDS = ("text", "image", "vector")
+
 
 def by_name(folder: str, **settings: Any) -> Learner:
     return build_learner(tiny_config(folder, **{"num_virtual_tokens": 2, "inner_learning_rate": 0.1, **settings}))
 
 
-def named(learner: str, exact: bool = True, **settings: Any) -> Entry:
+def named(learner: str, exact: bool = True, kinds: tuple[str, ...] = KINDS, **settings: Any) -> Entry:
     """A learner that ``FewShotConfig`` names."""
-    return Entry(partial(by_name, learner=learner, **settings), exact=exact)
+    return Entry(partial(by_name, learner=learner, **settings), exact=exact, kinds=kinds)
 
 
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
@@ -66,6 +68,7 @@ LEARNERS = {
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
+    "memory": named("memory", learner_kwargs={"capacity": 12, "neighbours": 5}),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False),
     "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False),
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +120,9 @@ def draw_matrix(path: str | Path, result: AccuracyMatrix, title: str | None = No
     for j in range(count):
         axes.add_patch(Rectangle((j - 0.5, j + 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5))
     # Groups of one data set all begin with its name.
-    shared = commonprefix(list(result.stages)).rpartition("-")
-    stages = [name.removeprefix(shared[0] + shared[1]) for name in result.stages]
+    prefix = result.stages[0].partition("-")[0] + "-"
+    shared = all(name.startswith(prefix) for name in result.stages)
+    stages = [name.removeprefix(prefix) for name in result.stages] if shared else result.stages
     axes.set_xticks(range(count), stages, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count + 1), ["untrained", *stages])
     axes.set_xlabel("stage that is tested, on held-out texts")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 from fewshot_nlp.cli.lifelong import main, parse_stream
 from fewshot_nlp.hub import FewShotAdapter
@@ -57,6 +60,48 @@ def test_the_recipe_says_how_to_run_it():
     assert "accelerate launch recipes/lifelong.py" in header and "Prints" in header
     settings = parse_stream([], recipe.with_suffix(".yaml"))
     assert settings.args.output_dir == "output/lifelong" and settings.lifelong.variant == "replay"
+
+
+@pytest.fixture
+def benchmark(tmp_path, tiny, monkeypatch):
+    """Runs the script on two stages of the made-up sentences; tells how often it trained."""
+    path = ROOT / "recipes" / "benchmarks" / "lifelong.py"
+    spec = importlib.util.spec_from_file_location("lifelong_benchmark", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    kept = [item for pair in zip(tiny[::2], tiny[1::2], strict=False) for item in pair if pair[0] != "--output_dir"]
+    monkeypatch.setattr(script, "COMMON", shlex.join([*kept, "--use_cpu"]))
+    monkeypatch.setattr(script, "DOMAINS", {"first": " ".join(WORDS[:4]), "second": " ".join(WORDS[4:8])})
+    trained = []
+    monkeypatch.setattr(script, "execute", lambda run, execute=script.execute: trained.append(run) or execute(run))
+
+    def start(*argv):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folders = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "bench")]
+        monkeypatch.setattr(sys, "argv", [str(path), *folders, *argv])
+        script.main()
+        return len(trained)
+
+    return start
+
+
+def test_the_benchmark_measures_once_and_never_mixes_settings(benchmark, capsys):
+    assert benchmark("--variants", "naive", "replay") == 2
+    table = capsys.readouterr().out.split("\nUntrained")[1]
+    assert "Half of what naive forgets, minus what replay forgets" in table
+    assert benchmark("--variants", "naive", "replay") == 2
+    assert capsys.readouterr().out.split("\nUntrained")[1] == table
+    with pytest.raises(SystemExit, match=r"other settings than learning_rate=0\.5.*--overwrite_output_dir true"):
+        benchmark("--variants", "naive", "--learning_rate", "0.5")
+
+
+def test_the_domains_are_ten_of_fifteen_different_intents():
+    spec = importlib.util.spec_from_file_location("lifelong_benchmark", ROOT / "recipes" / "benchmarks" / "lifelong.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    found = script.stages("domains", Path())
+    assert [len(names) for names in found.values()] == [15] * 10
+    assert len({name for names in found.values() for name in names}) == 150
 
 
 def test_bad_input_has_one_line_to_say(tiny):

@@ -25,6 +25,7 @@ CASES = {
     "toy-1": ("toy", 1, 2),
     "lora-maml-3": ("lora", 3, 1),
     "prompt-maml-1": ("prompt_tuning", 1, 2),
+    "memory-3": ("memory", 3, 1),
 }
 
 
@@ -36,7 +37,8 @@ def main(out: Path, bert: str, world_size: int) -> None:
     metrics = {}
     for name, (kind, size, rounds) in CASES.items():
         torch.manual_seed(int(os.environ.get("RANK", 0)))
-        config = None if kind == "toy" else tiny_config(bert, adapter=kind, num_virtual_tokens=3)
+        method = {"learner": "memory"} if kind == "memory" else {"adapter": kind, "num_virtual_tokens": 3}
+        config = None if kind == "toy" else tiny_config(bert, **method)
         args = toy_args(
             out / name, max_steps=10, meta_batch_size=size, gradient_accumulation_steps=rounds, learning_rate=0.01,
             eval_strategy="steps", eval_steps=5, eval_episodes=3, save_strategy="steps", save_steps=5,

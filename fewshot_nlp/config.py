@@ -48,6 +48,7 @@ LEARNERS: dict[str, str | type] = {
     "meta_transfer": "fewshot_nlp.learners.meta_transfer:MetaTransfer",
     "joint": "fewshot_nlp.learners.joint:Joint",
     "domain_adversarial": "fewshot_nlp.learners.domain_adversarial:DomainAdversarial",
+    "memory": "fewshot_nlp.learners.memory:Memory",
 }
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")

@@ -31,12 +31,25 @@ class Settings(NamedTuple):
 
 
 CLASSES: tuple[Any, ...] = (FewShotConfig, EpisodeConfig, FewShotTrainingArguments)
-NAMES = tuple(field.name for cls in CLASSES for field in fields(cls))
-OPTIONAL = frozenset(name for cls in CLASSES for name, hint in get_type_hints(cls).items() if "None" in str(hint))
+
+
+def names_of(classes: Sequence[Any]) -> tuple[str, ...]:
+    """The settings of ``classes``."""
+    return tuple(field.name for cls in classes for field in fields(cls))
+
+
+NAMES = names_of(CLASSES)
 
 
 def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None) -> Settings:
-    """Settings from the YAML file ``recipe``, then ``--config FILE``, then the rest of ``argv``.
+    """``parse_into`` the three classes that every run has."""
+    return Settings(*parse_into(CLASSES, argv, recipe, prog))
+
+
+def parse_into(
+    classes: Sequence[Any], argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None
+) -> list[Any]:
+    """Settings of ``classes`` from the YAML file ``recipe``, then ``--config FILE``, then the rest of ``argv``.
 
     ``none`` or ``null`` on the command line unsets a setting that may be unset. ``overwrite_output_dir`` is leave to
     replace one folder: where a later source names another ``output_dir``, it must be given there again.
@@ -46,18 +59,19 @@ def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | Non
         FileNotFoundError: a YAML file that does not exist.
         SystemExit: after ``--help``.
     """
+    known = names_of(classes)
     parser = _Parser(
-        CLASSES,
+        tuple(classes),
         prog=prog,
         usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
         description="Every setting may stand in a YAML file or on the command line, which wins.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file whose settings win over the recipe's own.")
-    given, unset = _without_unset(argv)
+    given, unset = _without_unset(argv, classes)
     # A value that is there already takes the place of the default, and so tells what was given.
     chosen, _ = parser.parse_known_args(given, Namespace(output_dir=None))
-    sources = [read_yaml(path) for path in (recipe, chosen.config) if path is not None]
+    sources = [read_yaml(path, known) for path in (recipe, chosen.config) if path is not None]
     if chosen.output_dir is not None:
         sources.append({"output_dir": chosen.output_dir})
     values: dict[str, Any] = {}
@@ -71,14 +85,15 @@ def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | Non
         args=given, return_remaining_strings=True, look_for_args_file=False
     )
     for argument in rest:
-        _refuse(argument.split("=")[0].lstrip("-").replace("-", "_") if argument.startswith("-") else None, argument)
+        name = argument.split("=")[0].lstrip("-").replace("-", "_") if argument.startswith("-") else None
+        _refuse(name, argument, known)
     for part in settings:
         check_types(part)
-    return Settings(*settings)
+    return settings
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file; every key is one of ``NAMES``.
+def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
+    """The settings in a YAML file; every key is one of ``known``.
 
     Raises:
         ValueError: not a mapping, an unknown key, or a key that stands twice.
@@ -96,8 +111,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `name: value` lines, not a {type(content).__name__}.")
     for key in content:
-        if key not in NAMES:
-            raise ValueError(f"{path} has an unknown key {key!r}.{_nearest(str(key))}")
+        if key not in known:
+            raise ValueError(f"{path} has an unknown key {key!r}.{_nearest(str(key), known)}")
     return content
 
 
@@ -131,14 +146,15 @@ def _json_object(text: str) -> dict[str, Any]:
     return found
 
 
-def _without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _without_unset(argv: Sequence[str], classes: Sequence[Any]) -> tuple[list[str], list[str]]:
     """Take ``--name none`` out of ``argv`` where ``name`` may be unset. The rest, and the names that end unset."""
+    optional = {name for cls in classes for name, hint in get_type_hints(cls).items() if "None" in str(hint)}
     groups: list[tuple[str, list[str]]] = []
     for token in argv:
         if token.startswith("--") or not groups:
             groups.append((token.partition("=")[0].removeprefix("--").replace("-", "_"), []))
         groups[-1][1].append(token)
-    unset = [name in OPTIONAL and _is_unset(tokens) for name, tokens in groups]
+    unset = [name in optional and _is_unset(tokens) for name, tokens in groups]
     # What is said last counts.
     ends = {name: empty for (name, _), empty in zip(groups, unset, strict=True)}
     given = [group for group, empty in zip(groups, unset, strict=True) if not empty and not ends[group[0]]]
@@ -151,12 +167,12 @@ def _is_unset(tokens: list[str]) -> bool:
     return [value.lower(), *(token.lower() for token in tokens[1:])] in (["", "none"], ["", "null"], ["none"], ["null"])
 
 
-def _refuse(name: str | None, argument: str) -> NoReturn:
+def _refuse(name: str | None, argument: str, known: Sequence[str]) -> NoReturn:
     if name is None:
         raise ValueError(f"Unexpected argument {argument!r}. Settings are given as --NAME VALUE.")
-    raise ValueError(f"Unknown argument {argument!r}.{_nearest(name)}")
+    raise ValueError(f"Unknown argument {argument!r}.{_nearest(name, known)}")
 
 
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_"), NAMES, n=1)
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else " See --help for all settings."

@@ -81,6 +81,8 @@ class BaseLearner(ABC):
     reads_unlabelled: ClassVar[bool] = False
     #: Settings of ``FewShotConfig`` that make the method what it is.
     implied: ClassVar[Mapping[str, Any]] = {}
+    #: Names of meta-parameters that are data: the method writes them by ``remember``, and no gradient changes them.
+    remembered: ClassVar[frozenset[str]] = frozenset()
     #: Dataclass of the settings of the method's own, which ``config.learner_kwargs`` gives; it checks them itself.
     Options: ClassVar[type] = NoOptions
 
@@ -184,6 +186,10 @@ class BaseLearner(ABC):
             return support
         with torch.inference_mode(False):
             return support.with_names_as_examples(1 if config.head_reads_names else config.label_name_weight)
+
+    def remember(self, params: Params, episodes: Sequence[Episode]) -> dict[str, Tensor]:
+        """What the entries ``remembered`` become once ``episodes`` are finished, in this order; writes to nothing."""
+        return {}
 
     def fixed(self, params: Params) -> BaseLearner:
         """This learner for many tasks under the same ``params``: the same answers, and where no task changes the

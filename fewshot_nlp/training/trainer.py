@@ -103,6 +103,8 @@ class FewShotTrainer:
         if not start:
             raise ValueError("The learner has no parameters to train. Evaluate it as it is.")
         self.params = {name: nn.Parameter(value) for name, value in broadcast(start).items()}
+        # What the learner's own ``remember`` writes, and the optimiser does not.
+        self._remembered: frozenset[str] = getattr(learner, "remembered", frozenset())
         self.optimizer = build_optimizer(self.params, args)
         self.scheduler = build_scheduler(self.optimizer, args)
         self.meter = Meter()
@@ -268,7 +270,9 @@ class FewShotTrainer:
     def _optimizer_step(self, total: MetaGrad) -> float:
         """Mean, clip, step; the norm before clipping. With a loss or gradient that is not finite nothing changes."""
         for name, param in self.params.items():
-            param.grad = (total.grads[name] / total.episodes).to(param.dtype)
+            # Without a gradient the optimiser passes a parameter by, its weight decay too.
+            if name not in self._remembered:
+                param.grad = (total.grads[name] / total.episodes).to(param.dtype)
         grads = [param.grad for param in self.params.values() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         if torch.isfinite(norm) and torch.isfinite(total.loss):
@@ -278,15 +282,36 @@ class FewShotTrainer:
             self.optimizer.step()
             self._notify("on_optimizer_step")
             self.scheduler.step()
+            self._remember()
         self.optimizer.zero_grad()
         return float(norm)
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """Let a learner with a memory write down the tasks of this step.
+
+        Every rank goes through all of them, in the order of their indices, so that the memory does not depend on how
+        they were dealt; the first rank's rounding counts.
+        """
+        if not self._remembered:
+            return
+        indices = self._indices()
+        episodes = [self.reader(self.train_sampler[i]).to(self.accelerator.device) for i in indices]
+        learner: Any = self.learner
+        with self.accelerator.autocast():
+            found = learner.remember(self.detached_params(), episodes)
+        for name, value in broadcast(found).items():
+            self.params[name].copy_(value)
+
+    def _indices(self) -> list[int]:
+        """Indices of the episodes of this step, over all ranks."""
+        rounds = range(self.args.gradient_accumulation_steps)
+        return [i for r in rounds for i in self.step_indices(self.state.global_step, r)]
 
     def _skip(self, loss: float, norm: float) -> None:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        rounds = range(self.args.gradient_accumulation_steps)
-        indices = [i for r in rounds for i in self.step_indices(self.state.global_step, r)]
-        addresses = ", ".join(self.train_sampler[i].address for i in indices)
+        addresses = ", ".join(self.train_sampler[i].address for i in self._indices())
         found = (
             f"step {self.state.global_step + 1} has loss {loss} and gradient norm {norm} on the episodes {addresses}"
         )

@@ -210,11 +210,11 @@ def meta_gradients_add_up(subject: Subject) -> None:
 
 
 def every_parameter_matters(subject: Subject) -> None:
-    """Moving any one of them changes the answers; a parameter that does not is dead weight."""
+    """Moving any one of them changes the answers; a parameter that does not is dead weight, unless it is data."""
     expected = subject.answer()
     silent = subject.entry.silent
     for name, value in subject.params.items():
-        if silent is not None and name.startswith(silent):
+        if name in subject.learner.remembered or (silent is not None and name.startswith(silent)):
             continue
         # Not all numbers alike: a layer norm takes a constant away again.
         step = 0.5 * torch.randn(value.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -241,10 +241,11 @@ def loss_falls(subject: Subject) -> None:
 
 
 def meta_gradient_is_the_slope(subject: Subject) -> None:
-    """Central difference of the query loss along a random direction."""
+    """Central difference of the query loss along a random direction; data get no gradient."""
     learner, params, episode = subject.learner, subject.params, subject.first
     rng = torch.Generator().manual_seed(0)
     direction = {n: torch.randn(v.shape, generator=rng, dtype=torch.float64) for n, v in params.items()}
+    direction |= {name: torch.zeros_like(params[name]) for name in learner.remembered}
     step = 1e-7
 
     def loss_at(distance: float) -> Tensor:
@@ -252,6 +253,7 @@ def meta_gradient_is_the_slope(subject: Subject) -> None:
 
     slope = (loss_at(step) - loss_at(-step)) / (2 * step)
     grads = learner.meta_grad(params, [episode]).grads
+    assert not any(grads[name].any() for name in learner.remembered)
     expected = sum(((grads[n] * direction[n]).sum() for n in grads), torch.zeros(()))
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-7)
 

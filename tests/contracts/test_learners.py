@@ -112,6 +112,7 @@ LEARNERS = {
     "relation, no residual": named("relation", kinds=("text",), learner_kwargs={"residual": False}),
     "relation, squared error": replace(named("relation", learner_kwargs={"loss": "mse"}), loss=squared_error),
     "relational": named("relational"),
+    "memory": named("memory", learner_kwargs={"capacity": 12, "neighbours": 5}),
     "protonet, names": told("protonet", head="prototype", label_name_weight=2),
     "protonet, weighted names": told("protonet", head="prototype", learn_label_name_weight=True),
     "protonet, told": told("protonet", head="prototype", condition_on_names=True),

@@ -32,8 +32,8 @@ class Case(NamedTuple):
     optim: str = "adamw_torch"
 
 
-#: Even, odd, and fewer episodes than ranks; then every learner, whose rounding errors Adam would blow up where a gradient
-#: is next to nothing.
+#: Even, odd, and fewer episodes than ranks; then every learner, whose rounding errors Adam would blow up where a
+#: gradient is next to nothing.
 CASES = {
     "toy-4": Case(4),
     "toy-3": Case(3),

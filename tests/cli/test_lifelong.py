@@ -1,0 +1,111 @@
+"""The recipe of a stream, on a tiny BERT and made-up sentences."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from fewshot_nlp.cli.lifelong import main, parse_stream
+from fewshot_nlp.hub import FewShotAdapter
+from tests.tiny import WORDS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny(tmp_path, bert_folder):
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"text": f"{a} {b} {i}", "label": a}) for a in WORDS[:8] for i, b in enumerate(WORDS)
+        )
+    )  # fmt: skip
+    settings = {
+        "model_name_or_path": bert_folder, "dataset_name": path, "n_way": 2, "num_stages": 2, "min_examples": 1,
+        "eval_n_query": 1, "n_query": 1, "max_k_shot": 2, "meta_batch_size": 2, "max_steps": 2, "test_episodes": 3,
+        "ewc_episodes": 2, "logging_steps": 1, "output_dir": tmp_path / "out",
+    }  # fmt: skip
+    return [item for name, value in settings.items() for item in (f"--{name}", str(value))] + ["--use_cpu"]
+
+
+@pytest.mark.parametrize("variant", ["naive", "replay", "ewc"])
+def test_the_recipe_leaves_an_adapter_a_matrix_and_its_figures(variant, tiny, tmp_path, monkeypatch, capsys):
+    recipe = ROOT / "recipes" / "lifelong.py"
+    monkeypatch.setattr(sys, "argv", [str(recipe), *tiny, "--variant", variant, "--eval_k_shots", "1", "2"])
+    runpy.run_path(str(recipe), run_name="__main__")
+    out = tmp_path / "out"
+    results = json.loads((out / "results.json").read_text())
+    single = json.loads((out / "episode_accuracies.json").read_text())
+    for shots in ("1-shot", "2-shot"):
+        found = results["lifelong"][shots]
+        assert np.asarray(found["matrix"]).shape == (2, 2) and np.asarray(single[shots]).shape == (3, 2, 3)
+        np.testing.assert_allclose(np.asarray(single[shots]).mean(2), [found["start"], *found["matrix"]], atol=1e-4)
+        assert (out / f"accuracy_matrix_{shots}.png").stat().st_size > 0
+    assert results["variant"] == variant
+    assert FewShotAdapter.from_pretrained(out).info.label_names == sorted(WORDS[:8])
+    assert "forgetting" in capsys.readouterr().out
+
+
+def test_the_recipe_says_how_to_run_it():
+    recipe = ROOT / "recipes" / "lifelong.py"
+    header = recipe.read_text().split('"""')[1]
+    assert "accelerate launch recipes/lifelong.py" in header and "Prints" in header
+    settings = parse_stream([], recipe.with_suffix(".yaml"))
+    assert settings.args.output_dir == "output/lifelong" and settings.lifelong.variant == "replay"
+
+
+@pytest.fixture
+def benchmark(tmp_path, tiny, monkeypatch):
+    """Runs the script on two stages of the made-up sentences; tells how often it trained."""
+    path = ROOT / "recipes" / "benchmarks" / "lifelong.py"
+    spec = importlib.util.spec_from_file_location("lifelong_benchmark", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    kept = [item for pair in zip(tiny[::2], tiny[1::2], strict=False) for item in pair if pair[0] != "--output_dir"]
+    monkeypatch.setattr(script, "COMMON", shlex.join([*kept, "--use_cpu"]))
+    monkeypatch.setattr(script, "DOMAINS", {"first": " ".join(WORDS[:4]), "second": " ".join(WORDS[4:8])})
+    trained = []
+    monkeypatch.setattr(script, "execute", lambda run, execute=script.execute: trained.append(run) or execute(run))
+
+    def start(*argv):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folders = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "bench")]
+        monkeypatch.setattr(sys, "argv", [str(path), *folders, *argv])
+        script.main()
+        return len(trained)
+
+    return start
+
+
+def test_the_benchmark_measures_once_and_never_mixes_settings(benchmark, capsys):
+    assert benchmark("--variants", "naive", "replay") == 2
+    table = capsys.readouterr().out.split("\nUntrained")[1]
+    assert "Half of what naive forgets, minus what replay forgets" in table
+    assert benchmark("--variants", "naive", "replay") == 2
+    assert capsys.readouterr().out.split("\nUntrained")[1] == table
+    with pytest.raises(SystemExit, match=r"other settings than learning_rate=0\.5.*--overwrite_output_dir true"):
+        benchmark("--variants", "naive", "--learning_rate", "0.5")
+
+
+def test_the_domains_are_ten_of_fifteen_different_intents():
+    spec = importlib.util.spec_from_file_location("lifelong_benchmark", ROOT / "recipes" / "benchmarks" / "lifelong.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    found = script.stages("domains", Path())
+    assert [len(names) for names in found.values()] == [15] * 10
+    assert len({name for names in found.values() for name in names}) == 150
+
+
+def test_bad_input_has_one_line_to_say(tiny):
+    with pytest.raises(SystemExit, match=r"error: Unknown argument '--replay_sise'\. Did you mean 'replay_size'"):
+        main([*tiny, "--replay_sise", "3"])
+    with pytest.raises(SystemExit, match="error: num_stages=9 does not fit the 8 classes"):
+        main([*tiny, "--num_stages", "9", "--eval_strategy", "no", "--save_strategy", "no"])

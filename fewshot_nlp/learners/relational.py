@@ -8,12 +8,14 @@ do not see each other. From features ``f_i`` scaled to a mean square of one, ``x
     r_c = mean_{i: y_i = c} w · silu(R [h_i, h_query, h_i ∘ h_query]),   logit_c = s · r_c + (the head's similarity)
 
 Labels enter through the kind ``k`` of an edge alone: same class (a node's own edge included), other class, from the
-query, to the query. So classes are alike, and any number of them will do. The paper sums messages in graphs of one
-degree; here their mean over each kind of edge keeps the scale the same for any way and shot (as in relational graph
-convolutions, Schlichtkrull et al. 2018, arXiv:1703.06103). The paper adds the loss of every round; here the last one's
-counts, as the rounds are few. ``silu`` stands for the paper's ``relu``: among so many edges some unit is always at a
-kink, where there is no slope. The product lets the last layers see likeness at once. ``w`` starts at zero: an untrained
-learner answers as prototypes do.
+query, to the query. So classes are alike, and any number of them will do. The last line reads states that are scaled to
+a mean square of one, too: those of a new LSTM are small, and their product would tell nothing. ``w`` starts at zero, so
+that an untrained learner answers as prototypes do.
+
+Unlike the paper: its graphs have one degree and sum messages, while the mean over each kind of edge has the same scale
+for any way and shot (as in relational graph convolutions, Schlichtkrull et al. 2018, arXiv:1703.06103); it adds the
+loss of every round, while here the rounds are few and the last one's counts; ``silu`` stands for its ``relu``, as among
+so many edges some unit is always at a kink, where there is no slope.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class RelationalNetwork(nn.Module):
             inputs = torch.cat([nodes, messages], dim=-1)
             flat = self.update(inputs.flatten(0, 1), (hidden.flatten(0, 1), cell.flatten(0, 1)))
             hidden, cell = (each.unflatten(0, nodes.shape[:2]) for each in flat)
+        hidden = rms_norm(hidden, hidden.shape[-1:])
         examples, query = hidden[:, :-1], hidden[:, -1:]
         both = torch.cat([examples, query.expand_as(examples), examples * query], dim=-1)
         scores = self.score(silu(self.compare(both))).squeeze(-1)

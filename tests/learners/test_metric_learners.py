@@ -220,6 +220,7 @@ def relational_scores(params, examples, labels, query, n_way):
         entries = [torch.cat(each) for each in zip(x, messages, strict=True)]
         after = [lstm_step(update, "", *each) for each in zip(entries, hidden, cell, strict=True)]
         hidden, cell = [h for h, _ in after], [c for _, c in after]
+    hidden = [h / h.square().mean().sqrt() for h in hidden]
     scores = [
         linear("score", silu(linear("compare", torch.cat([h, hidden[last], h * hidden[last]]))))[0]
         for h in hidden[:last]
@@ -279,11 +280,11 @@ def test_it_learns_a_comparison_that_cosines_do_not_make(bert_folder, monkeypatc
     learner = build_learner(tiny_config(bert_folder, learner=name, adapter="none"))
     monkeypatch.setattr(learner, "features", lambda params, inputs: inputs["values"])
     params = learner.init_params()
-    optimiser = torch.optim.Adam(params.values(), lr=0.01)
+    optimiser = torch.optim.Adam(params.values(), lr=0.003)
     unseen = [sign_task(seed) for seed in range(1000, 1020)]
     before = learner.meta_grad(params, unseen).accuracy / len(unseen)
     for step in range(60):
-        part = learner.meta_grad(params, [sign_task(2 * step + k) for k in range(2)])
+        part = learner.meta_grad(params, [sign_task(4 * step + k) for k in range(4)])
         for key, value in params.items():
             value.grad = part.grads[key]
         optimiser.step()

@@ -88,8 +88,8 @@ class _Writer(nn.Module):
         self.right = nn.ModuleList(
             nn.Linear(code_size, shape.numel() // each, bias=False) for shape, each in zip(shapes, rows, strict=True)
         )
-        for each in self.left:
-            nn.init.zeros_(each.weight)
+        for weight in self.left.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, description: Tensor) -> list[Tensor]:
         # Of unit mean square, so that codes differ from task to task.

@@ -101,6 +101,7 @@ class LEO(GradientLearner):
     fast_body = False
     implied: ClassVar = {"head": "linear", "distance": "cosine", "inner_rule": "meta_sgd"}
     Options = LEOOptions
+    head: LatentHead
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)

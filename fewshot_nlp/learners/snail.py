@@ -125,22 +125,24 @@ class _Network(nn.Module):
 
     def __init__(self, size: int, options: SNAILOptions, scale: float) -> None:
         super().__init__()
-        channels = size + 2
-        self.blocks = nn.ModuleList()
         reach = (options.sequence_length - 1).bit_length()
+        channels = size + 2
+        blocks: list[nn.Module] = []
         for key_size, convolutions in ((size, reach), (options.key_size, reach), (options.key_size, 0)):
-            self.blocks.append(_Attention(channels, key_size, options.value_size))
+            blocks.append(_Attention(channels, key_size, options.value_size))
             channels += options.value_size
             for i in range(convolutions):
-                self.blocks.append(_Dense(channels, options.filters, 2**i))
+                blocks.append(_Dense(channels, options.filters, 2**i))
                 channels += options.filters
+        self.blocks = nn.ModuleList(blocks)
         # A bias would be the same for every class.
         self.answer = nn.Linear(channels, 1, bias=False)
-        self._start_as_matching(size, scale)
+        first = blocks[0]
+        assert isinstance(first, _Attention)
+        self._start_as_matching(first, size, scale)
 
     @torch.no_grad()
-    def _start_as_matching(self, size: int, scale: float) -> None:
-        first = self.blocks[0]
+    def _start_as_matching(self, first: _Attention, size: int, scale: float) -> None:
         for each in (first.query, first.key):
             nn.init.eye_(each.weight).mul_((scale * size**-0.5) ** 0.5)
         nn.init.zeros_(first.query.bias)

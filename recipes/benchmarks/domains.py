@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from runs import settings_of
 
-from fewshot_nlp.cli.parser import Settings, parse
+from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import prepare
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.learners import FrozenPrototypes
@@ -43,12 +44,6 @@ PAIRS = {
     "--split_file {data}/clinc150/split_1.json --mixture_dataset_names home_intents",
 }
 WITHOUT = "--learner protonet --learner_kwargs none --n_unlabelled 0"
-
-
-def settings_of(told: Settings) -> dict:
-    """Every setting that a result depends on."""
-    found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()
-    return {name: value for name, value in found.items() if "output_dir" not in name}
 
 
 def accuracies(arguments: list[str], folder: Path, classes: str) -> dict[str, dict[str, list[float]]]:

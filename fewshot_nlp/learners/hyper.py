@@ -42,6 +42,7 @@ class HyperMAML(GradientLearner):
     """MAML from a start that is written for each task."""
 
     title = "MAML from a generated start ([Vuorio et al. 2019](https://arxiv.org/abs/1910.13616))"
+    tasks = ("classification",)
     reads_names = True
     Options = HyperOptions
 

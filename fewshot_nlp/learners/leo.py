@@ -98,6 +98,7 @@ class LEO(GradientLearner):
     """The inner loop in a latent space of classifiers."""
 
     title = "LEO ([Rusu et al. 2019](https://arxiv.org/abs/1807.05960))"
+    tasks = ("classification",)
     fast_body = False
     implied: ClassVar = {"head": "linear", "distance": "cosine", "inner_rule": "meta_sgd"}
     Options = LEOOptions

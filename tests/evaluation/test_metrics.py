@@ -2,7 +2,7 @@ import socket
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from fewshot_nlp.evaluation.metrics import METRICS, Accuracy, load_metric
 
@@ -35,9 +35,19 @@ def test_batches_add_up(name, labels):
     assert metric.compute(predictions=[1, 2], references=[1, 2]) == {name: 1.0}
 
 
+def test_r2_agrees_with_scikit_learn():
+    references = np.random.default_rng(0).normal(size=50)
+    predictions = references + 0.5 * np.random.default_rng(1).normal(size=50)
+    found = load_metric("r2").compute(predictions=predictions, references=references)
+    assert found == {"r2": pytest.approx(r2_score(references, predictions))}
+    assert np.isnan(METRICS["r2"].score(np.array([1.0, np.nan]), np.array([1.0, 2.0])))
+    assert np.isnan(METRICS["r2"].score(np.array([1.0]), np.array([1.0])))
+
+
 def test_out_of_scope():
     predictions, references = [0, 1, 1, -1], [0, 0, -1, -1]
-    values = {name: METRICS[name]().compute(predictions=predictions, references=references)[name] for name in METRICS}
+    named = ("accuracy", "accuracy_with_out_of_scope", "f1")
+    values = {name: METRICS[name]().compute(predictions=predictions, references=references)[name] for name in named}
     # Without the two out-of-scope queries one of two is right; with them two of four. F1: class 0 has P = 1, R = 1/2.
     assert values == pytest.approx({"accuracy": 0.5, "accuracy_with_out_of_scope": 0.5, "f1": 2 / 3})
     counted = METRICS["accuracy_with_out_of_scope"]().compute(predictions=[0, 1], references=[0, -1])

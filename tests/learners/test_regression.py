@@ -18,6 +18,8 @@ from fewshot_nlp.training.callbacks import validation_line
 from tests.tiny import random_batch, random_episode, tiny_config
 
 DEFINED = ("maml", "fomaml", "anil", "reptile", "normalised_reptile", "meta_sgd", "mamlpp", "imaml", "cavia")
+#: What a learner cannot be built without.
+SETTINGS = {"meta_transfer": {"adapter": "none"}}
 
 
 def learner_on(folders, name="maml", kind="vector", **settings):
@@ -50,7 +52,7 @@ def test_every_learner_works_or_says_that_it_does_not(folders, name):
         with pytest.raises(ValueError, match=f"learner='{name}' is not defined for task='regression'.*learner='maml'"):
             learner_on(folders, name)
         return
-    learner = learner_on(folders, name)
+    learner = learner_on(folders, name, **SETTINGS.get(name, {}))
     params, episode = (
         learner.init_params(),
         random_episode([3, 4], kind="vector", dtype=torch.float32, task="regression"),

@@ -21,7 +21,7 @@ def answer(head, query=QUERY):
 
 
 def head(**settings):
-    return build_head(FewShotConfig(**settings))
+    return build_head(FewShotConfig(**settings), 4)
 
 
 def test_class_means_with_unequal_counts():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
-from fewshot_nlp.data.encode import TextEncoder, labelled
+from fewshot_nlp.data.encode import labelled
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
@@ -117,9 +117,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f"The adapter was trained for task={learner.config.task!r}, and a classifier answers with classes. "
                 f"Call adapter.learner.adapt and predict, or use an adapter of task='classification'."
             )
+        encoder = learner.model.encoder()
+        if encoder.kind != "text":
+            raise ValueError(
+                f"The adapter's backbone takes {encoder.kind}s, and this classifier texts. Call adapter.learner.adapt "
+                f"and predict on batches of them."
+            )
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        encoder = TextEncoder(learner.model.tokenizer, learner.config.max_length)
         names = self._names(classes, learner.config) if learner.config.use_label_names else []
         support = labelled(encoder(texts + names), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)

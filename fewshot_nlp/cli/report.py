@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
 from fewshot_nlp.cli.parser import Settings
@@ -69,7 +70,7 @@ def announce(
     print(flush=True)
 
 
-def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None) -> None:
+def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None, kind: str) -> None:
     """Print the table, where the files are, and how to load them."""
     folder = Path(settings.args.output_dir)
     print()
@@ -82,6 +83,8 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
             print(f"  {name:<26} {meaning}")
     if repo_id is not None:
         print(f"Pushed to {repo_id}.")
+    if kind != "text" or settings.config.task != "classification":
+        return
     print(
         "\nUse it on labels of your own:\n\n"
         "  from fewshot_nlp import FewShotClassifier\n"
@@ -93,10 +96,15 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
 
 def _gradient(settings: Settings, learner: GradientLearner) -> str:
     """How the meta-gradient of the largest task is computed."""
-    config, episodes, _ = settings
-    n_way, k_shot = episodes.largest
-    ids = torch.zeros(n_way * k_shot, config.max_length, dtype=torch.long, device=learner.model.device)
-    return learner.describe(Batch({"input_ids": ids, "attention_mask": ids + 1}, ids[:, 0], n_way))
+    n_way, k_shot = settings.episodes.largest
+    encoder = learner.model.encoder()
+    if encoder.kind == "image":
+        inputs = encoder([Image.new("L", (1, 1))] * (n_way * k_shot))
+    else:
+        ids = torch.zeros(n_way * k_shot, settings.config.max_length, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": ids + 1}
+    labels = torch.zeros(n_way * k_shot, dtype=torch.long)
+    return learner.describe(Batch(inputs, labels, n_way).to(learner.model.device))
 
 
 def _adapter(settings: Settings) -> str:

@@ -187,6 +187,7 @@ def execute(run: Run) -> dict[str, Any]:
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
+            kind=next(iter(run.training.values())).kind,
             hub_datasets=[pool.hub_id for pool in run.training.values() if pool.hub_id],
             language=_languages(run),
             results=results,
@@ -197,7 +198,7 @@ def execute(run: Run) -> dict[str, Any]:
         adapter.save_pretrained(folder)
         if run.repo_id is not None:
             adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
-        conclude(run.settings, results, run.repo_id)
+        conclude(run.settings, results, run.repo_id, info.kind)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results

@@ -51,7 +51,7 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
         "## Results",
         _results(info, test),
         "## How to use",
-        _usage(config, source),
+        _usage(config, info, source),
         *_training(config, info),
         "## Limits",
         _limits(config, info, test),
@@ -90,7 +90,7 @@ def _metadata(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any])
     evaluations = _evaluations(info, test)
     return ModelCardData(
         library_name="fewshot_nlp",
-        pipeline_tag="text-classification" if config.task == "classification" else None,
+        pipeline_tag=f"{info.kind}-classification" if config.task == "classification" else None,
         tags=tags,
         datasets=info.hub_datasets or None,
         language=info.language or None,
@@ -120,8 +120,8 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
         arguments = {key: entry[key] for key in ("episodes", "ci95") if entry.get(key) is not None}
         found.append(
             EvalResult(
-                task_type="text-classification",
-                task_name="few-shot text classification",
+                task_type=f"{info.kind}-classification",
+                task_name=f"few-shot {info.kind} classification",
                 dataset_type=on_hub or "local",
                 dataset_name=dataset if on_hub else Path(dataset).name,
                 dataset_split=protocol.get("split", "test"),
@@ -147,7 +147,7 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
     method = learner_class(config.learner).title or f"`{config.learner}`"
     asked = (
-        "a class teach it a new text classification task"
+        f"a class teach it a new {info.kind} classification task"
         if config.task == "classification"
         else "teach it a new regression task"
     )
@@ -220,14 +220,16 @@ _LABELS = {
 }
 
 
-def _usage(config: FewShotConfig, source: str) -> str:
-    if config.task == "regression":
+def _usage(config: FewShotConfig, info: AdapterInfo, source: str) -> str:
+    if config.task == "regression" or info.kind != "text":
+        regression = config.task == "regression"
         return (
             "```python\n"
             "from fewshot_nlp import FewShotAdapter\n\n"
             f'adapter = FewShotAdapter.from_pretrained("{source}")\n'
-            "state = adapter.learner.adapt(adapter.params, support)  # a Batch whose labels are numbers\n"
-            "adapter.learner.predict(adapter.params, state, query)[:, 0]\n```"
+            "state = adapter.learner.adapt(adapter.params, support)  # a Batch"
+            f"{' whose labels are numbers' if regression else f' of {info.kind}s'}\n"
+            f"adapter.learner.predict(adapter.params, state, query){'[:, 0]' if regression else ''}\n```"
         )
     parts = [
         "```python\n"
@@ -265,7 +267,8 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         f"- inner loop: {config.inner_rule}, steps: {config.inner_steps}, step size: {config.inner_learning_rate}"
         if config.learner != "protonet"
         else "- inner loop: none, class prototypes",
-        f"- head: {config.head}; pooling: {config.pooling}; texts of up to {config.max_length} tokens",
+        f"- head: {config.head}"
+        + (f"; pooling: {config.pooling}; texts of up to {config.max_length} tokens" if info.kind == "text" else ""),
     ]
     if config.use_label_names:
         lines.append(
@@ -285,9 +288,9 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
 
 
 def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -> str:
-    lines = [f"- Texts longer than {config.max_length} tokens are cut."]
+    lines = [f"- Texts longer than {config.max_length} tokens are cut."] if info.kind == "text" else []
     if config.task == "classification":
-        lines.append("- Every text is given one of the classes of the examples, also where none of them fits.")
+        lines.append(f"- Every {info.kind} is given one of the classes of the examples, also where none of them fits.")
     if test:
         lines.append("- The results hold for tasks of the shape above on that data; measure on your own before use.")
     else:

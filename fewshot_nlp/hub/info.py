@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot_nlp import __version__
-from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, from_mapping
+from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, choice, from_mapping
 from fewshot_nlp.hub.paths import public_path, with_public_paths
 
 #: Raised by one when a reader of the old format would misread the new one.
@@ -55,6 +55,7 @@ class AdapterInfo:
             ``fewshot_config.json``.
         versions: library name to version, at the time of training.
         hub_datasets: ids of those of the data sets that came from the Hub; the card links to these alone.
+        kind: what an example is, ``"text"`` or ``"image"``.
     """
 
     label_names: list[str] = field(default_factory=list)
@@ -66,6 +67,7 @@ class AdapterInfo:
     learning_curve: str | Path | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     hub_datasets: list[str] = field(default_factory=list)
+    kind: str = "text"
 
     def __post_init__(self) -> None:
         for name in ("label_names", "datasets", "hub_datasets", "language"):
@@ -73,6 +75,7 @@ class AdapterInfo:
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
                 raise ValueError(f"{name}={value!r} must be a list of strings.")
             setattr(self, name, [without_tokens(item) for item in value])
+        choice("kind", self.kind, ("text", "image"))
         for name in ("command", "license"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

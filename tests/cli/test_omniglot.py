@@ -16,6 +16,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
 
+from fewshot_nlp.classifier import FewShotClassifier
 from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.config import LEARNERS
 from fewshot_nlp.data import load_pools
@@ -128,18 +129,22 @@ def load_config(**shape):
 
 
 def test_each_method_is_trained_once_and_stands_in_the_table(benchmark, tmp_path, capsys):
-    assert benchmark("--methods", "protonet", "maml") == 2
+    assert benchmark("--methods", "protonet", "maml", "--inner_steps", "2") == 2
     table = capsys.readouterr().out.split("\n| method")[-1]
     rows = {cells[1].strip(): cells for line in table.splitlines() if len(cells := line.split("|")) > 10}
     assert rows["protonet"][2].strip() == "no" and rows["maml"][2].strip() == "yes"
     assert rows["maml"][4].strip() == "98.7" and rows["maml"][6].strip() == "95.8"
     assert json.loads((tmp_path / "out" / "maml" / "20_way.json").read_text())["episodes"] == 2
+    card = (tmp_path / "out" / "maml" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and "of images" in card and "text" not in card.split("---")[2]
+    with pytest.raises(ValueError, match="takes images, and this classifier texts"):
+        FewShotClassifier.from_pretrained(str(tmp_path / "out" / "maml")).fit(["a", "b"], ["c", "d"])
     again = (tmp_path / "out" / "maml" / "20_way.json").stat().st_mtime_ns
-    assert benchmark("--methods", "protonet", "maml") == 2
+    assert benchmark("--methods", "protonet", "maml", "--inner_steps", "2") == 2
     assert capsys.readouterr().out.split("\n| method")[-1] == table
     assert (tmp_path / "out" / "maml" / "20_way.json").stat().st_mtime_ns == again
     with pytest.raises(SystemExit, match=r"other settings than learning_rate=0\.5"):
-        benchmark("--methods", "maml", "--learning_rate", "0.5")
+        benchmark("--methods", "maml", "--inner_steps", "2", "--learning_rate", "0.5")
     assert benchmark("--methods", "maml", "--learning_rate", "0.5", "--overwrite_output_dir", "true") == 3
     assert (tmp_path / "out" / "maml" / "20_way.json").stat().st_mtime_ns != again
 

@@ -75,6 +75,8 @@ class BaseLearner(ABC):
     fast_head: ClassVar[bool] = True
     #: Whether the method answers through ``head``, or in its own way.
     uses_head: ClassVar[bool] = True
+    #: Whether a task's classifier is what the head starts: only then can the head tell names from examples.
+    starts_head: ClassVar[bool] = True
     #: Whether the method reads ``support.names`` itself. For others the names become support examples.
     reads_names: ClassVar[bool] = False
     #: Whether the method reads ``episode.unlabelled`` when it is trained.
@@ -101,10 +103,10 @@ class BaseLearner(ABC):
         self.head: Head = build_head(self.config, model.hidden_size, self.fast_head)
         self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
-        if self.config.head_reads_names and (self.reads_names or not self.uses_head):
+        if self.config.head_reads_names and (self.reads_names or not (self.uses_head and self.starts_head)):
             raise ValueError(
-                f"learn_label_name_weight and head_init='names' are of the head, and learner={config.learner!r} reads "
-                f"the names in its own way, or has no head. Leave them out."
+                f"learn_label_name_weight and head_init='names' are of the head's start, and learner="
+                f"{config.learner!r} starts in its own way. Leave them out: names are examples then, or what it reads."
             )
 
     def build_networks(self) -> dict[str, nn.Module]:

@@ -100,6 +100,7 @@ class LEO(GradientLearner):
     title = "LEO ([Rusu et al. 2019](https://arxiv.org/abs/1807.05960))"
     tasks = ("classification",)
     fast_body = False
+    starts_head = False
     implied: ClassVar = {"head": "linear", "distance": "cosine", "inner_rule": "meta_sgd"}
     Options = LEOOptions
     head: LatentHead

@@ -90,6 +90,7 @@ class Matching(BaseLearner):
     title = "matching networks ([Vinyals et al. 2016](https://arxiv.org/abs/1606.04080))"
     fast_body = False
     implied: ClassVar = {"head": "prototype"}
+    starts_head = False
     Options = MatchingOptions
 
     def build_networks(self) -> dict[str, nn.Module]:
@@ -105,7 +106,7 @@ class Matching(BaseLearner):
         return {MEMORY: features, MEMBER: one_hot(support.labels, support.n_way).bool()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        features, memory = self.features(params, query.inputs), state[MEMORY]
+        features, memory = self.features({**params, **state}, query.inputs), state[MEMORY]
         if self.options.full_context:
             features = self.networks("query", params, features, memory)
         # To the head each example is a class of its own.

@@ -89,7 +89,7 @@ class Relation(BaseLearner):
         return self.head.start(params, features, support.labels, support.n_way)
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        features = self.features(params, query.inputs)
+        features = self.features({**params, **state}, query.inputs)
         with full_precision(features):
             scores = params[SCALE].exp() * self.networks("relation", params, state[WEIGHT], features)
         return scores + self.head.logits(params, state, features) if self.options.residual else scores

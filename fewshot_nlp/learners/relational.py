@@ -110,7 +110,7 @@ class Relational(BaseLearner):
         return {**centres, MEMORY: features, MEMBER: one_hot(support.labels, support.n_way).bool()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        features = self.features(params, query.inputs)
+        features = self.features({**params, **state}, query.inputs)
         with full_precision(features):
             scores = self.networks("graph", params, state[MEMORY], state[MEMBER], features)
         return self.head.logits(params, state, features) + params[SCALE].exp() * scores

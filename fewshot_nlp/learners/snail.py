@@ -58,6 +58,7 @@ class SNAIL(BaseLearner):
 
     title = "SNAIL ([Mishra et al. 2018](https://arxiv.org/abs/1707.03141))"
     fast_body = False
+    starts_head = False
     implied: ClassVar = {"distance": "cosine"}
     Options = SNAILOptions
 
@@ -69,7 +70,7 @@ class SNAIL(BaseLearner):
         return {"support": features, "member": one_hot(support.labels, support.n_way).to(features.dtype)}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
-        features, member = self.features(params, query.inputs), state["member"].T[..., None]
+        features, member = self.features({**params, **state}, query.inputs), state["member"].T[..., None]
         past = torch.cat([_spread(state["support"], len(member)), member, 1 - member], dim=-1)
         last = pad(_spread(features, len(member)), (0, 2))
         return params[SCALE].exp() * self.networks("network", params, past, last).T

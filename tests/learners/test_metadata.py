@@ -196,3 +196,9 @@ def test_a_support_set_without_names_is_refused(bert_folder, settings):
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ValueError, match=message):
         FewShotConfig(**settings)
+
+
+@pytest.mark.parametrize("learner", ["matching", "snail", "leo", "hyper"])
+def test_a_learner_that_starts_in_its_own_way_has_no_use_for_names_in_the_head(bert_folder, learner):
+    with pytest.raises(ValueError, match=f"learner='{learner}' starts in its own way. Leave them out"):
+        double(bert_folder, learner=learner, learn_label_name_weight=True)

@@ -160,7 +160,9 @@ def test_labels_of_any_type(labels, classes):
 
 
 @pytest.mark.parametrize(
-    "container", [list, tuple, np.array, lambda x: np.array(x, dtype=object), pd.Series, pd.Index], ids=str
+    "container",
+    [list, tuple, np.array, lambda x: np.array(x, dtype=object), pd.Series, pd.Index],
+    ids=["list", "tuple", "array", "array of objects", "Series", "Index"],
 )
 def test_texts_in_any_column(container):
     classifier = FewShotClassifier(adapter(), device="cpu")

@@ -153,7 +153,10 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
     ("name", "check", "shape", "kind"),
     [
         pytest.param(
-            name, check, shape, kind,
+            name,
+            check,
+            shape,
+            kind,
             id=f"{name}-{check.__name__}-{shape}-{kind}",
             # What a learner does with classes of one size hardly depends on what its inputs are.
             marks=[] if kind == entry.kinds[0] or shape == "unequal" else [pytest.mark.full],

@@ -3,8 +3,8 @@
     python recipes/benchmarks/cost.py
     python recipes/benchmarks/cost.py --learners maml reptile protonet --threads 1
 
-MiniLM with LoRA on the query and value maps of all layers, 4 tasks, 5-way 5-shot with 5 queries a class, sentences of 16
-random tokens, the method's settings of recipes/learners/ and as many inner steps as they say. Each learner runs in a
+MiniLM with LoRA on the query and value maps of all layers, 4 tasks, 5-way 5-shot with 5 queries a class, sentences of
+16 random tokens, the method's settings of recipes/learners/ and as many inner steps as they say. Each learner runs in a
 process of its own. Seconds are the fastest of --turns runs, memory is the peak above the loaded model. Prints a table
 and writes --json.
 """
@@ -87,8 +87,9 @@ def main() -> None:
         answer = subprocess.run([sys.executable, __file__, *own], capture_output=True, check=True, text=True).stdout
         row = rows[name] = json.loads(answer.splitlines()[-1])
         print(
-            f"| {name} | {row['inner_steps'] or ''} | {row['adapter']} | {row['trained']:,} | {row['step_seconds']:.2f} "
-            f"| {row['step_mb']:.0f} | {row['adapt_seconds']:.2f} | {row['adapt_mb']:.0f} |",
+            f"| {name} | {row['inner_steps'] or ''} | {row['adapter']} | {row['trained']:,} "
+            f"| {row['step_seconds']:.2f} | {row['step_mb']:.0f} "
+            f"| {row['adapt_seconds']:.2f} | {row['adapt_mb']:.0f} |",
             flush=True,
         )
     chosen.json.parent.mkdir(parents=True, exist_ok=True)

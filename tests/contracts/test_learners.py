@@ -160,7 +160,7 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
             id=f"{name}-{check.__name__}-{shape}-{kind}",
             # What a learner does with classes of one size hardly depends on what its inputs are.
             marks=[] if kind == entry.kinds[0] or shape == "unequal" else [pytest.mark.full],
-        )  # fmt: skip
+        )
         for name, entry in LEARNERS.items()
         for kind in entry.kinds
         for check, shape in contract(entry, kind)

@@ -63,7 +63,13 @@ class LifelongArguments:
     replay_share: float = field(
         default=0.5, metadata={"help": "Share of a meta-batch that variant=replay fills with past episodes, rounded."}
     )
-    ewc_weight: float = field(default=1000.0, metadata={"help": "The λ of variant=ewc."})
+    ewc_weight: float = field(
+        default=1e6,
+        metadata={
+            "help": "The λ of variant=ewc. The more parameters share a gradient, the smaller each one's Fisher number, "
+            "and the larger λ must be."
+        },
+    )
     ewc_episodes: int = field(default=50, metadata={"help": "Episodes of a stage that estimate its Fisher matrix."})
 
     def __post_init__(self) -> None:

@@ -30,8 +30,8 @@ from fewshot_nlp.evaluation.lifelong import AccuracyMatrix
 RECIPE = Path(__file__).parents[1] / "lifelong.yaml"
 VARIANTS = ("naive", "replay", "ewc")
 COMMON = (
-    "--n_way 15 --k_shot 1 --max_k_shot none --n_query 1 --meta_batch_size 2 --max_steps 40 --learning_rate 2e-4 "
-    "--eval_k_shots 1 --eval_n_query 1 --test_episodes 200 --replay_size 200 --replay_share 0.5 --ewc_weight 1000 "
+    "--n_way 15 --k_shot 1 --max_k_shot none --n_query 1 --meta_batch_size 2 --max_steps 30 --learning_rate 2e-4 "
+    "--eval_k_shots 1 --eval_n_query 1 --test_episodes 200 --replay_size 200 --replay_share 0.5 --ewc_weight 1e6 "
     "--ewc_episodes 30 --disable_tqdm true"
 )
 #: The domains of CLINC150 in the order of its paper.

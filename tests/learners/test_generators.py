@@ -331,3 +331,9 @@ def test_networks_start_from_the_seed(bert_folder, name):
         starts.append(torch.cat([value.flatten() for key, value in params.items() if key.startswith("learner.")]))
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
+
+
+@pytest.mark.parametrize("name", ["snail", "leo", "hyper"])
+def test_they_need_classes(folders, name):
+    with pytest.raises(ValueError, match=f"learner='{name}' is not defined for task='regression'"):
+        build_learner(tiny_config(folders["vector"], learner=name, task="regression"))

@@ -397,8 +397,8 @@ def readers():
 def test_unlabelled_texts_follow_from_the_address():
     source, target, encoder = readers()
     sampler = EpisodeSampler(source, n_way=2, k_shot=1, n_query=1)
-    drawn, tokenize = [], encoder.tokenize
-    encoder.tokenize = lambda texts: drawn.append(texts) or tokenize(texts)
+    drawn, encode = [], encoder.encode
+    encoder.encode = lambda texts: drawn.append(texts) or encode(texts)
 
     def read(spec, pool=source, **options):
         drawn.clear()

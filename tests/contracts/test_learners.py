@@ -127,6 +127,7 @@ LEARNERS = {
     "cavia, told": told("cavia", inner_learning_rate=5.0, head="prototype", condition_on_names=True),
     "matching, told": told("matching", condition_on_names=True),
     "relation, weighted names, told": told("relation", learn_label_name_weight=True, condition_on_names=True),
+    "meta-transfer, told": told("meta_transfer", condition_on_names=True),
     "relational, told": told("relational", condition_on_names=True),
     "leo, told": told("leo", exact=False, condition_on_names=True, learner_kwargs=SMALL["leo"]),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),
@@ -153,7 +154,10 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
     ("name", "check", "shape", "kind"),
     [
         pytest.param(
-            name, check, shape, kind,
+            name,
+            check,
+            shape,
+            kind,
             id=f"{name}-{check.__name__}-{shape}-{kind}",
             # What a learner does with classes of one size hardly depends on what its inputs are.
             marks=[] if kind == entry.kinds[0] or shape == "unequal" else [pytest.mark.full],

@@ -108,6 +108,11 @@ class BaseLearner(ABC):
                 f"learn_label_name_weight and head_init='names' are of the head's start, and learner="
                 f"{config.learner!r} starts in its own way. Leave them out: names are examples then, or what it reads."
             )
+        if self.config.condition_on_names and self.reads_names:
+            raise ValueError(
+                f"condition_on_names would tell learner={config.learner!r} what it reads itself: the names of the "
+                f"classes. Leave it out."
+            )
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The method's own modules by name, with random starts; called once, by the constructor."""
@@ -138,7 +143,10 @@ class BaseLearner(ABC):
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
-        features = self.model.features(params, inputs)
+        return self._conditioned(params, self.model.features(params, inputs))
+
+    def _conditioned(self, params: Params, features: Tensor) -> Tensor:
+        """The model's features, scaled and shifted where the settings say so."""
         return metadata.modulate(params, features) if self.config.condition_on_names else features
 
     @abstractmethod

@@ -102,7 +102,7 @@ class MetaTransfer(GradientLearner):
         return self.networks("modulation", params, self._frozen())
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
-        return self.model.features(params, inputs, self._modulated(params))
+        return self._conditioned(params, self.model.features(params, inputs, self._modulated(params)))
 
     def fixed(self, params: Params) -> MetaTransfer:
         if self.model.transductive:

@@ -127,6 +127,7 @@ LEARNERS = {
     "cavia, told": told("cavia", inner_learning_rate=5.0, head="prototype", condition_on_names=True),
     "matching, told": told("matching", condition_on_names=True),
     "relation, weighted names, told": told("relation", learn_label_name_weight=True, condition_on_names=True),
+    "meta-transfer, told": told("meta_transfer", condition_on_names=True),
     "relational, told": told("relational", condition_on_names=True),
     "leo, told": told("leo", exact=False, condition_on_names=True, learner_kwargs=SMALL["leo"]),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),

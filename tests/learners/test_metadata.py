@@ -202,3 +202,9 @@ def test_settings_that_contradict_each_other(settings, message):
 def test_a_learner_that_starts_in_its_own_way_has_no_use_for_names_in_the_head(bert_folder, learner):
     with pytest.raises(ValueError, match=f"learner='{learner}' starts in its own way. Leave them out"):
         double(bert_folder, learner=learner, learn_label_name_weight=True)
+
+
+@pytest.mark.parametrize("learner", ["hyper", "memory"])
+def test_a_learner_that_reads_names_is_not_told_them_twice(bert_folder, learner):
+    with pytest.raises(ValueError, match=f"would tell learner='{learner}' what it reads itself"):
+        double(bert_folder, learner=learner, condition_on_names=True)

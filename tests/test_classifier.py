@@ -128,7 +128,7 @@ def test_a_transductive_learner_sees_all_texts_at_once(monkeypatch):
 
     monkeypatch.setattr(type(classifier.learner_), "predict", counting)
     classifier.predict(TEXTS[:5])
-    monkeypatch.setattr(type(classifier.learner_), "transductive", True)
+    monkeypatch.setattr(classifier.learner_, "transductive", True)
     classifier.predict(TEXTS[:5])
     assert sizes == [2, 2, 1, 5]
 
@@ -219,6 +219,7 @@ def test_from_pretrained(learner, tmp_path, backbone, monkeypatch):
             "model_name_or_path": None,
             "revision": None,
             "batch_size": 100,
+            "label_texts": None,
             "device": "cpu",
         }
         np.testing.assert_array_equal(each.fit(TEXTS, TOPICS).predict_proba(TEXTS), expected)

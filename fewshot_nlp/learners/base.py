@@ -143,11 +143,12 @@ class BaseLearner(ABC):
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
-        return self._conditioned(params, self.model.features(params, inputs))
-
-    def _conditioned(self, params: Params, features: Tensor) -> Tensor:
-        """The model's features, scaled and shifted where the settings say so."""
+        features = self._bare_features(params, inputs)
         return metadata.modulate(params, features) if self.config.condition_on_names else features
+
+    def _bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+        """The model's features, before the names of a task scale and shift them."""
+        return self.model.features(params, inputs)
 
     @abstractmethod
     def _adapt(self, params: Params, support: Batch) -> State:
@@ -164,7 +165,7 @@ class BaseLearner(ABC):
         """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
         if not self.config.condition_on_names or support.names is None:
             return {}
-        return metadata.start(params, self.model.features(params, support.names))
+        return metadata.start(params, self._bare_features(params, support.names))
 
     def _adapted(self, params: Params, support: Batch) -> State:
         """State of the task from its start, without a graph."""

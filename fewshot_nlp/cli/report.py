@@ -60,8 +60,10 @@ def announce(
         **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",
-        "method": f"{method_name(settings)}, {config.head} head"
-        + (f", {config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
+        "method": f"{method_name(settings)}"
+        # A method may imply its head, and its steps.
+        + (f", {learner.config.head} head" if learner.uses_head else "")
+        + (f", {learner.config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
         **({"gradient": _gradient(settings, learner)} if isinstance(learner, GradientLearner) else {}),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }

@@ -28,7 +28,8 @@ WIDE = (
     "--eval_steps 50 --eval_episodes 600"
 )
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
-NAMES = "--use_label_names true --label_name_weight 3"
+#: With names there is less to learn, and it is learned sooner.
+NAMES = "--use_label_names true --label_name_weight 3 --learning_rate 1e-4 --max_steps 60"
 #: Once settings are chosen; the last step is what is tested.
 TRAINVAL = (
     "--n_way 25 --n_query 3 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"

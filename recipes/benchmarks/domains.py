@@ -9,8 +9,8 @@ data sets in --data_dir. Both learners see the same tasks of the source domain, 
 discriminator also sees unlabelled texts of the target's training classes. Test tasks are of the target's unseen
 classes. Prints one table: accuracy in percent with its 95 % interval over episodes, averaged over the seeds of
 training, and the paired gain of the discriminator on the same episodes; writes domains_<classes>.json in --output_dir.
-Runs that are there already, with the same settings, are read and not repeated. The weight was chosen with --classes
-validation.
+Runs that are there already, with the same settings, are read and not repeated. Choose the weight with --classes
+validation, before test classes are looked at.
 """
 
 from __future__ import annotations

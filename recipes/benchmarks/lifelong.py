@@ -9,7 +9,7 @@ overlap. The encoder is trained as a whole as a prototypical network; after ever
 held out, episodes of every stage's classes. Prints one table: average accuracy, backward and forward transfer and
 forgetting in percent with 95 % intervals over episodes, and whether replay forgets less than half as much as naive,
 episode by episode. Runs that are already in --output_dir are read, not repeated; those of other settings are an error,
-unless --overwrite_output_dir true has them measured again. Settings were chosen with --evaluate_on validation.
+unless --overwrite_output_dir true has them measured again. Settings were tried with --evaluate_on validation alone.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ rotations), not 1,200. So figures are below the published ones, and compare amon
 
 Transductive runs normalise with the statistics of the batch at hand, the queries among it, as the published figures of
 MAML and its kin do; the others normalise each image alone. Runs that are already in --output_dir are read, not
-repeated. Further settings go to all runs. Settings were chosen on validation alphabets.
+repeated. Further settings go to all runs. Most settings are first guesses.
 """
 
 from __future__ import annotations

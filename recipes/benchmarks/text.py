@@ -4,10 +4,10 @@
     python recipes/benchmarks/text.py --data_dir ../shared/data/huffpost --eval_n_query 25 --test_episodes 1000
 
 The folder holds data.jsonl ({"text", "label"} a line) and split_1.json. Each learner has the settings of
-recipes/learners/, LoRA on all linear maps of the top two of six layers, and the same training: chosen on validation
-classes of home_intents and BANKING77, so that methods compare, not for the best figure. Prints accuracy on test classes
-in percent with its 95 % interval over episodes, and the paired gain over untrained prototypes on the same episodes.
-Runs that are already in --output_dir are read, not repeated. Further settings go to all runs.
+recipes/learners/, LoRA on all linear maps of the top two of six layers, and the same training, so that methods compare;
+none was tuned for the best figure. Prints accuracy on test classes in percent with its 95 % interval over episodes, and
+the paired gain over untrained prototypes on the same episodes. Runs that are already in --output_dir are read, not
+repeated. Further settings go to all runs.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from fewshot_nlp.config import TASKS
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
+from fewshot_nlp.evaluation.workers import side_by_side, workers_for
 from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
@@ -38,8 +41,8 @@ class EvaluationResult:
             the targets.
         accuracies: accuracy in [0, 1] over the in-scope queries; of regressions, the negative mean squared error.
         losses: mean cross-entropy of the in-scope queries, in nats; of regressions, the mean squared error.
-        adapt_seconds: wall-clock seconds of ``learner.adapt`` in all.
-        predict_seconds: wall-clock seconds of ``learner.predict`` in all.
+        adapt_seconds: wall-clock seconds of ``learner.adapt`` in all, of episodes side by side added up.
+        predict_seconds: the same of ``learner.predict``.
         metrics: each metric by name, over all queries of all episodes, with class names (not episode labels) as labels.
         score: what ``accuracies`` holds: ``"accuracy"``, or of regressions ``"negative_mse"``.
     """
@@ -120,18 +123,26 @@ def evaluate(
     if isinstance(learner, BaseLearner):
         learner = learner.fixed(params)
     result = EvaluationResult([], [], [], [], [])
-    for spec in tqdm(specs[rank::world_size], desc="evaluate", unit="episode", disable=not progress):
-        episode = reader(spec) if device is None else reader(spec).to(device)
-        start = _now(episode)
-        state = learner.adapt(params, episode.support)
-        adapted = _now(episode)
-        with torch.no_grad():
-            logits = learner.predict(params, state, episode.query)
-        result.predict_seconds += _now(episode) - adapted
-        result.adapt_seconds += adapted - start
-        _record(result, spec, episode.query, logits)
+    mine = specs[rank::world_size]
+    episodes = (reader(spec) if device is None else reader(spec).to(device) for spec in mine)
+    bar = tqdm(mine, desc="evaluate", unit="episode", disable=not progress)
+    with closing(side_by_side(partial(_answer, params), learner, episodes, workers_for(learner))) as answers:
+        for spec, (query, logits, adapt_seconds, predict_seconds) in zip(bar, answers, strict=True):
+            result.adapt_seconds += adapt_seconds
+            result.predict_seconds += predict_seconds
+            _record(result, spec, query, logits)
     result.metrics = _pooled_metrics(result, METRICS_BY_SCORE[result.score] if metrics is None else metrics)
     return result
+
+
+def _answer(params: Params, learner: Learner, episode: Episode) -> tuple[Batch, Tensor, float, float]:
+    """The queries, their logits, and the seconds of adaptation and of answering."""
+    start = _now(episode)
+    state = learner.adapt(params, episode.support)
+    adapted = _now(episode)
+    with torch.no_grad():
+        logits = learner.predict(params, state, episode.query)
+    return episode.query, logits, adapted - start, _now(episode) - adapted
 
 
 def merge(parts: Sequence[EvaluationResult]) -> EvaluationResult:

@@ -64,9 +64,9 @@ def learning_curve(
     if loss:
         _draw(panels[1], loss, colours)
         panels[1].set_ylabel("cross-entropy (nats)")
-    for panel in panels:
-        # On white, so that a line that runs behind it does not strike its words through.
-        panel.legend(frameon=True, facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8.5, ncols=2)
+    # One legend, beside the panels: in them it would hide a line sooner or later.
+    lines = {line.get_label(): line for panel in panels for line in panel.get_legend_handles_labels()[0]}
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", frameon=False, fontsize=8.5, ncols=2)
     panels[-1].set_xlabel("training step (meta-updates)")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if title:

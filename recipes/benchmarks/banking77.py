@@ -44,8 +44,9 @@ METHODS = {
     "lora_maml": ("lora_maml", f"{TASK_STEPS} --inner_steps 1 --max_k_shot 3 --baseline_episodes 30"),
     "lora_reptile": (
         "lora_reptile",
-        f"{TASK_STEPS} --n_way 25 --k_shot 4 --n_query 1 --meta_batch_size 1 --inner_steps 5 "
-        "--inner_learning_rate 5e-4 --optim sgd --learning_rate 0.5 --max_grad_norm 0 --baseline_episodes 0",
+        f"{TASK_STEPS} --n_way 25 --k_shot 10 --n_query 1 --meta_batch_size 1 --inner_steps 5 "
+        "--inner_learning_rate 5e-4 --optim sgd --learning_rate 1.0 --max_grad_norm 0 --baseline_episodes 0 "
+        "--eval_episodes 100 --lora_layers_to_transform 4 5 --lora_target_modules query key value dense",
     ),
     "lora_protonet": ("protonet", f"{WIDE} --learning_rate 5e-4 --lora_target_modules query key value dense"),
     "full_protonet": ("protonet", f"{WIDE} --learning_rate 4e-5 --adapter full"),

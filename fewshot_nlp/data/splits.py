@@ -46,19 +46,32 @@ def random_splits(
 def read_split_file(path: str | Path) -> dict[str, list[str]]:
     """The lists of class names in a JSON file such as ``{"train": [...], "validation": [...], "test": [...]}``.
 
+    Raises as ``read_class_lists``.
+    """
+    return read_class_lists("split_file", path, f" with the lists {', '.join(SPLITS)}")
+
+
+def read_class_lists(setting: str, path: str | Path, form: str) -> dict[str, list[str]]:
+    """Lists of class names by what they are for, from a JSON object, in the order of the file.
+
+    Args:
+        setting: what the file was given as.
+        path: the file.
+        form: what the object must be like, for the error.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"split_file={str(path)!r} does not exist. Name a JSON file with lists of class names.")
+        raise FileNotFoundError(f"{setting}={str(path)!r} does not exist. Name a JSON file with lists of class names.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"split_file={str(path)!r} is not JSON: {error}.") from error
+        raise ValueError(f"{setting}={str(path)!r} is not JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"split_file={str(path)!r} must hold an object with the lists {', '.join(SPLITS)}.")
+        raise ValueError(f"{setting}={str(path)!r} must hold an object{form}.")
     return content
 
 

@@ -8,13 +8,12 @@ of stages and no repeated sentence by which a stage could be tested on what was 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewshot_nlp.data.pool import Pool
-from fewshot_nlp.data.splits import SPLITS, check_splits
+from fewshot_nlp.data.splits import SPLITS, check_splits, read_class_lists
 
 
 @dataclass(frozen=True)
@@ -136,19 +135,5 @@ def deal_classes(pool: Pool, count: int, seed: int = 0) -> dict[str, list[str]]:
 
 
 def read_groups(path: str | Path) -> dict[str, list[str]]:
-    """Lists of class names by stage, from a JSON object, in the order of the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"stage_file={str(path)!r} does not exist. Name a JSON file with lists of class names.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"stage_file={str(path)!r} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f'stage_file={str(path)!r} must hold an object, such as {{"first": [...], "second": [...]}}.')
-    return content
+    """Lists of class names by stage, from a JSON object, in the order of the file. Raises as ``read_class_lists``."""
+    return read_class_lists("stage_file", path, ', such as {"first": [...], "second": [...]}')

@@ -19,11 +19,11 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from runs import once, settings_of
 
-from fewshot_nlp.cli.lifelong import EPISODES, RESULTS, StreamSettings, execute, parse_stream, prepare
+from fewshot_nlp.cli.lifelong import EPISODES, RESULTS, execute, parse_stream, prepare
 from fewshot_nlp.evaluation import mean_interval
 from fewshot_nlp.evaluation.lifelong import AccuracyMatrix
 
@@ -74,28 +74,11 @@ def measure(variant: str, data: Path, stage_file: Path, folder: Path, extra: lis
     """Accuracies of one variant, from ``folder`` if they are there and were measured with these settings."""
     arguments = ["--variant", variant, "--dataset_name", str(data), "--stage_file", str(stage_file)]
     told = parse_stream([*arguments, *shlex.split(COMMON), *extra, "--output_dir", str(folder)], RECIPE)
-    single, beside, known = folder / EPISODES, folder / "arguments.json", settings_of(told)
-    before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    changed = [f"{name}={value!r}" for name, value in known.items() if before.get(name) != value]
-    if single.is_file() and changed and not told.args.overwrite_output_dir:
-        raise SystemExit(
-            f"error: {folder} was measured with other settings than {', '.join(changed[:5])}. Give another "
-            f"--output_dir, or --overwrite_output_dir true to measure it again."
-        )
-    if changed or not single.is_file():
-        # What a run left that was stopped before its results is in the way.
-        told.args.overwrite_output_dir = True
-        execute(prepare(told))
-        beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    single, known = folder / EPISODES, settings_of(told) | asdict(told.lifelong)
+    once(told, known, single, lambda: execute(prepare(told)))
     (shots,) = json.loads(single.read_text(encoding="utf-8")).items()
     names = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["lifelong"][shots[0]]["stages"]
     return AccuracyMatrix(names, np.asarray(shots[1]))
-
-
-def settings_of(told: StreamSettings) -> dict[str, Any]:
-    """Every setting of a run but the folder it writes to."""
-    found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict() | asdict(told.lifelong)
-    return {name: value for name, value in found.items() if "output_dir" not in name}
 
 
 def main() -> None:

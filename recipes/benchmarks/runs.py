@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.train import execute, prepare
@@ -17,12 +18,35 @@ Table = dict[str, dict[str, list[dict]]]
 
 def measured(recipe: Path | None, arguments: list[str], folder: Path) -> dict:
     """``test`` of the results of a run, from ``folder`` if they are there and were measured with these settings."""
-    told = parse([*arguments, "--output_dir", str(folder)], recipe)
-    results, beside, known = folder / "results.json", folder / "arguments.json", settings_of(told)
-    before = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    told, results = parse([*arguments, "--output_dir", str(folder)], recipe), folder / "results.json"
     # A setting that has come since had its default.
-    before = settings_of(parse([])) | before
-    changed = [f"{name}={value!r}" for name, value in known.items() if before[name] != value]
+    once(told, settings_of(told), results, lambda: execute(prepare(told)), settings_of(parse([])))
+    return json.loads(results.read_text(encoding="utf-8"))["test"]
+
+
+def once(
+    told: Any,
+    known: dict[str, Any],
+    results: Path,
+    run: Callable[[], object],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """``run``, unless ``results`` were measured with the settings ``known`` before.
+
+    Args:
+        told: what the run is told; it is given leave to replace what a run left that was stopped.
+        known: its settings, kept beside ``results``.
+        results: the file that the run leaves.
+        run: makes them.
+        defaults: of settings that older results may not know.
+
+    Raises:
+        SystemExit: the results are of other settings, and may not be replaced.
+    """
+    folder, beside = results.parent, results.parent / "arguments.json"
+    kept = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    before = {**(defaults or {}), **kept}
+    changed = [f"{name}={value!r}" for name, value in known.items() if before.get(name) != value]
     if results.is_file() and changed and not told.args.overwrite_output_dir:
         raise SystemExit(
             f"error: {folder} was measured with other settings than {', '.join(changed[:5])}. Give another "
@@ -31,9 +55,8 @@ def measured(recipe: Path | None, arguments: list[str], folder: Path) -> dict:
     if changed or not results.is_file():
         # What a run left that was stopped before its results is in the way.
         told.args.overwrite_output_dir = True
-        execute(prepare(told))
+        run()
         beside.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    return json.loads(results.read_text(encoding="utf-8"))["test"]
 
 
 def joined(split_file: Path, path: Path) -> Path:

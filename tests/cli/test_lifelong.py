@@ -66,6 +66,7 @@ def test_the_recipe_says_how_to_run_it():
 def benchmark(tmp_path, tiny, monkeypatch):
     """Runs the script on two stages of the made-up sentences; tells how often it trained."""
     path = ROOT / "recipes" / "benchmarks" / "lifelong.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("lifelong_benchmark", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -95,7 +96,8 @@ def test_the_benchmark_measures_once_and_never_mixes_settings(benchmark, capsys)
         benchmark("--variants", "naive", "--learning_rate", "0.5")
 
 
-def test_the_domains_are_ten_of_fifteen_different_intents():
+def test_the_domains_are_ten_of_fifteen_different_intents(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes" / "benchmarks")
     spec = importlib.util.spec_from_file_location("lifelong_benchmark", ROOT / "recipes" / "benchmarks" / "lifelong.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

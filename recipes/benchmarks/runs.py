@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fewshot_nlp.cli.parser import Settings, parse
+from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import execute, prepare
 
 #: Entries of results.json by shot, one a run, by name of the method.
@@ -69,8 +69,8 @@ def joined(split_file: Path, path: Path) -> Path:
     return path
 
 
-def settings_of(told: Settings) -> dict:
-    """Every setting of a run but the folder it writes to."""
+def settings_of(told: Any) -> dict[str, Any]:
+    """Every setting of a run but the folder it writes to; of a stream, those of its runs."""
     found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()
     return {name: value for name, value in found.items() if "output_dir" not in name}
 

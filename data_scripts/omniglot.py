@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +31,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from PIL import Image, ImageOps
 
 from fewshot_nlp.data import with_rotations
+from fewshot_nlp.data.cache import cache_root, save_splits
 
 ZIPS = ("images_background_small1.zip", "images_background_small2.zip")
 ALPHABETS = {
@@ -77,19 +76,7 @@ def build(zips: Sequence[Path], size: int = 28, rotations: str = "train") -> Dat
 
 def cached(rotations: str = "train") -> Path:
     """Where the data set is kept, unless somebody says otherwise."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "fewshot_nlp" / f"omniglot-{rotations}"
-
-
-def write(splits: DatasetDict, folder: Path) -> None:
-    """All of it or nothing, in place of what was there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as scratch:
-        splits.save_to_disk(f"{scratch}/new")
-        if folder.exists():
-            if not (folder / "dataset_dict.json").is_file():
-                raise SystemExit(f"error: {folder} is there, and no data set. Give another --output_dir.")
-            shutil.rmtree(folder)
-        Path(scratch, "new").rename(folder)
+    return cache_root() / f"omniglot-{rotations}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -107,7 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"error: {path} does not exist. Name the folder that holds {' and '.join(ZIPS)}.")
     splits = build(zips, options.size, options.rotations)
     folder = options.output_dir or cached(options.rotations)
-    write(splits, folder)
+    try:
+        save_splits(splits, folder)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     for split, dataset in splits.items():
         print(f"{split}: {dataset.features['label'].num_classes} classes, {dataset.num_rows:,} drawings")
     print(f"Written to {folder}")

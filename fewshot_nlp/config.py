@@ -16,7 +16,8 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
 
 ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "full", "none")
-POOLINGS = ("mean", "cls")
+POOLINGS = ("auto", "mean", "cls", "pooler")
+BATCH_NORMS = ("inductive", "transductive")
 #: What a task asks for, and the name of the score of its answers, of which more is better.
 TASKS = {"classification": "accuracy", "regression": "negative_mse"}
 HEADS = ("prototype", "linear")
@@ -100,8 +101,24 @@ class FewShotConfig:
         default="classification",
         metadata={"help": f"What a task asks for, classes or one number an example: {', '.join(TASKS)}."},
     )
-    pooling: str = field(default="mean", metadata={"help": f"Token pooling: {', '.join(POOLINGS)}."})
+    pooling: str = field(
+        default="auto",
+        metadata={
+            "help": f"From tokens or places to features: {', '.join(POOLINGS)}. auto is mean for texts, and for images "
+            "the backbone's own pooler, or else its class token."
+        },
+    )
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Width and height to make images; the backbone's own if not given."}
+    )
+    batch_norm: str | None = field(
+        default=None,
+        metadata={
+            "help": "What batch norms normalise with: the running statistics of pre-training (inductive), or those of "
+            "the batch at hand, queries among them (transductive); inductive where there are any, if not given."
+        },
+    )
 
     use_label_names: bool = field(
         default=False, metadata={"help": "Give the name of each class, in words, beside its support examples."}
@@ -209,6 +226,10 @@ class FewShotConfig:
             raise ValueError(f"learner_kwargs={self.learner_kwargs!r} must be settings by name, such as {{slots: 64}}.")
         choice("inner_rule", self.inner_rule, INNER_RULES)
         at_least("max_length", self.max_length, 1)
+        if self.image_size is not None:
+            at_least("image_size", self.image_size, 1)
+        if self.batch_norm is not None:
+            choice("batch_norm", self.batch_norm, BATCH_NORMS)
         self._check_names()
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         at_least("lora_r", self.lora_r, 1)
@@ -320,8 +341,8 @@ class EpisodeConfig:
     dataset_name: str = field(
         default="home_intents",
         metadata={
-            "help": "An embedded set (home_intents), a Hub id, a csv, jsonl or parquet file, or a folder of such or "
-            "of class folders of images."
+            "help": "An embedded set (home_intents, glyphs), a Hub id, a csv, jsonl or parquet file, or a folder of such "
+            "or of class folders of images."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})

@@ -10,7 +10,24 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.models.scratch import Conv4Config, Conv4Model, MLPConfig, MLPModel
@@ -59,6 +76,70 @@ def tiny_network(folder: Path, kind: str, norm: str = "group") -> str:
         else:
             Conv4Model(Conv4Config(image_size=16, num_filters=6, norm=norm)).save_pretrained(folder)
     return str(folder)
+
+
+#: Of tiny vision transformers, on grey images of 16×16 in four patches.
+PATCHES = {
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 1,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.3,
+}
+
+
+def _tiny_vision(folder: Path, model: type[PreTrainedModel], config: PreTrainedConfig) -> str:
+    """Save a random vision backbone and an image processor for grey images of 16×16; returns the folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = model(config)
+        for name, value in built.named_buffers():
+            # A pre-trained network's running statistics are not those of the batch at hand.
+            if name.endswith("running_mean"):
+                torch.nn.init.normal_(value)
+            elif name.endswith("running_var"):
+                torch.nn.init.uniform_(value, 0.5, 2.0)
+        built.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    ViTImageProcessorPil(size=size, image_mean=[0.4], image_std=[0.25]).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vit(folder: Path) -> str:
+    return _tiny_vision(folder, ViTModel, ViTConfig(**PATCHES, intermediate_size=32))
+
+
+def tiny_dinov2(folder: Path) -> str:
+    return _tiny_vision(folder, Dinov2Model, Dinov2Config(**PATCHES, mlp_ratio=2))
+
+
+def tiny_clip(folder: Path) -> str:
+    """Both towers, as checkpoints have them; the images' is the backbone."""
+    texts = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=texts, vision_config={**PATCHES, "intermediate_size": 32}, projection_dim=8)
+    return _tiny_vision(folder, CLIPModel, config)
+
+
+def tiny_resnet(folder: Path) -> str:
+    shape = {"embedding_size": 4, "hidden_sizes": [4, HIDDEN], "depths": [1, 1], "layer_type": "basic"}
+    return _tiny_vision(folder, ResNetModel, ResNetConfig(num_channels=1, **shape))
+
+
+def tiny_convnext(folder: Path) -> str:
+    shape = {"patch_size": 4, "num_stages": 2, "hidden_sizes": [8, HIDDEN], "depths": [1, 1], "image_size": 16}
+    return _tiny_vision(folder, ConvNextModel, ConvNextConfig(num_channels=1, layer_scale_init_value=0.5, **shape))
+
+
+#: Builders of tiny vision backbones by ``model_type`` of what is loaded; all take ``random_batch(..., kind="image")``.
+TINY_VISION = {
+    "vit": tiny_vit,
+    "dinov2": tiny_dinov2,
+    "clip_vision_model": tiny_clip,
+    "resnet": tiny_resnet,
+    "convnext": tiny_convnext,
+}
 
 
 def random_batch(
@@ -117,7 +198,8 @@ def random_episode(
 def tiny_config(folder: str, **settings: object) -> FewShotConfig:
     """Settings of a learner on the backbone in ``folder`` that moves visibly in few steps."""
     defaults: dict = {"adapter": "lora", "lora_r": 2, "inner_steps": 2, "inner_learning_rate": 0.5, "head_scale": 4.0}
-    if not (Path(folder) / "tokenizer.json").is_file() and settings.get("adapter") != "none":
+    processed = any((Path(folder) / name).is_file() for name in ("tokenizer.json", "preprocessor_config.json"))
+    if not processed and settings.get("adapter") != "none":
         # A network from scratch is trained as a whole.
         defaults, settings = {**defaults, "adapter": "full"}, {k: v for k, v in settings.items() if k != "adapter"}
     return FewShotConfig(model_name_or_path=folder, **{**defaults, **settings})

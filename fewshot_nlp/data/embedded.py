@@ -11,17 +11,14 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from fewshot_nlp.data.cache import cache_root, read_splits, write_splits
 from fewshot_nlp.data.sentences import WORD_LISTS, SentenceSampler, Words
 from fewshot_nlp.data.splits import SPLITS, random_splits
 
@@ -63,13 +60,15 @@ def home_intents(language: str = "en", cache_dir: str | Path | None = None) -> D
         ValueError: the language is unknown, or has too few intents for three splits.
     """
     versions = {name: _version(name) for name in ("home-assistant-intents", "hassil")}
-    root = Path(datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir) / "fewshot_nlp"
     words = sorted((path.name, path.read_text(encoding="utf-8")) for path in WORD_LISTS.glob("*.json"))
     key = hashlib.sha256(json.dumps([BUILD, language, versions, words, SUBJECTS]).encode()).hexdigest()[:12]
-    folder = root / f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
+    folder = (
+        cache_root(cache_dir)
+        / f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
+    )
     if not folder.is_dir():
-        _write(build_home_intents(language), folder)
-    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS})
+        write_splits(build_home_intents(language), folder)
+    return read_splits(folder, SPLITS)
 
 
 def build_home_intents(language: str) -> DatasetDict:
@@ -134,28 +133,6 @@ def _to_dataset(intents: list[str], kept: dict[str, list[str]], described: dict[
                 column.append(value)
     columns["label"] = features["label"].str2int(columns["label"])
     return Dataset.from_dict(columns, features=features)
-
-
-def _write(splits: DatasetDict, folder: Path) -> None:
-    """Write all splits beside ``folder`` and move them there at once: a reader never sees half a set."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to {folder.parent} ({error}). Set HF_HOME or cache_dir to another folder."
-        ) from error
-    try:
-        for split, dataset in splits.items():
-            with pa.ipc.new_stream(scratch / f"{split}.arrow", dataset.features.arrow_schema) as writer:
-                writer.write_table(dataset.data.table)
-        try:
-            scratch.replace(folder)
-        except OSError:
-            if not folder.is_dir():  # Otherwise another process has built the same set first.
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _version(package: str) -> str:

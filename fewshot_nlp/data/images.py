@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,34 @@ TURNS = {
 }
 
 
+def checked_image(image: Any, place: str) -> Pillow.Image:
+    """A Pillow image of 8 bits a value, of what may also be an array ``[height, width]`` or ``[height, width, 3]``.
+
+    Raises:
+        ValueError: it is neither; ``place`` says which one it is.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+            raise ValueError(
+                f"{place} is an array of {image.dtype} and shape {list(image.shape)}. Give bytes (uint8) as [height, "
+                f"width] or [height, width, 3]."
+            )
+        return Pillow.fromarray(image)
+    if not isinstance(image, Pillow.Image):
+        raise ValueError(f"{place} of type {type(image).__name__} is no Pillow image. Open it with PIL.Image.")
+    if image.mode.startswith(("I", "F")):
+        # Pillow would cut their values off at 255 without a word.
+        raise ValueError(f"{place} is of mode {image.mode!r}, with more than 8 bits a value. Convert it to 'L'.")
+    return image
+
+
 class ImageEncoder:
     """Resizes images to a square, whatever their shape, and scales their values to ``(value / 255 - mean) / std``.
 
     Args:
         size: width and height.
         num_channels: 1 for shades of grey, 3 for red, green and blue.
-        mean, std: of the values between 0 and 1, as the backbone wants them.
+        mean, std: of the values between 0 and 1, as the backbone wants them; one of each, or one a channel.
 
     Raises:
         ValueError: a size, number of channels or deviation that cannot be.
@@ -38,12 +60,20 @@ class ImageEncoder:
 
     kind = "image"
 
-    def __init__(self, size: int = 28, num_channels: int = 1, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        size: int = 28,
+        num_channels: int = 1,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> None:
         at_least("size", size, 1)
         if num_channels not in MODES:
             raise ValueError(f"num_channels={num_channels!r} is not known. Use 1 for grey or 3 for colour.")
-        at_least("std", std, 0.0, float, above=True)
-        self.size, self.num_channels, self.mean, self.std = size, num_channels, mean, std
+        for value in std if isinstance(std, Sequence) else [std]:
+            at_least("std", value, 0.0, float, above=True)
+        self.size, self.num_channels = size, num_channels
+        self.mean, self.std = (torch.tensor(each, dtype=torch.float32).reshape(-1, 1, 1) for each in (mean, std))
 
     @property
     def cache_size(self) -> int:
@@ -57,17 +87,11 @@ class ImageEncoder:
         """Each image as bytes ``[num_channels, size, size]``."""
         if not isinstance(images, Sequence) or not images:
             raise ValueError(f"images={images!r} must be a list of one or more images.")
-        return [self._encode(i, image) for i, image in enumerate(images)]
+        mode = MODES[self.num_channels]
+        return [self._encode(checked_image(image, f"images[{i}]").convert(mode)) for i, image in enumerate(images)]
 
-    def _encode(self, i: int, image: Pillow.Image) -> Tensor:
-        if not isinstance(image, Pillow.Image):
-            raise ValueError(f"images[{i}] of type {type(image).__name__} is no Pillow image. Open it with PIL.Image.")
-        if image.mode.startswith(("I", "F")):
-            # Pillow would cut their values off at 255 without a word.
-            raise ValueError(
-                f"images[{i}] is of mode {image.mode!r}, with more than 8 bits a value. Convert it to 'L'."
-            )
-        image = image.convert(MODES[self.num_channels])
+    def _encode(self, image: Pillow.Image) -> Tensor:
+        """Of an image of the right channels."""
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Pillow.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).reshape(self.size, self.size, self.num_channels).permute(2, 0, 1)
@@ -75,6 +99,54 @@ class ImageEncoder:
     def collate(self, encoded: Sequence[Tensor]) -> dict[str, Tensor]:
         """Encoded images as one batch."""
         return {"pixel_values": (torch.stack(list(encoded)).float() / 255 - self.mean) / self.std}
+
+
+class ProcessorEncoder(ImageEncoder):
+    """What a transformers image processor does to images, in two steps: bytes of the right size, then their scale.
+
+    Args:
+        processor: of Pillow's backend (``AutoImageProcessor.from_pretrained(..., backend="pil")``).
+        num_channels: of the backbone.
+        size: width and height, in place of the processor's.
+
+    Raises:
+        ValueError: a processor that leaves images of unlike shapes.
+    """
+
+    def __init__(self, processor: Any, num_channels: int = 3, size: int | None = None) -> None:
+        self._sizes = _sizes(processor, size)
+        normalised = processor.do_normalize
+        scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+        mean, std = (processor.image_mean, processor.image_std) if normalised else (0.0, 1.0)
+        mean, std = ([value / scale for value in _listed(each)] for each in (mean, std))
+        self.processor = processor
+        super().__init__(_side(self._sizes), num_channels, mean, std)
+
+    def _encode(self, image: Pillow.Image) -> Tensor:
+        bytes_alone = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False, "return_tensors": "pt"}
+        return self.processor(image, **self._sizes, **bytes_alone)["pixel_values"][0]
+
+
+def _listed(value: float | Iterable[float]) -> list[float]:
+    return list(value) if isinstance(value, Iterable) else [value]
+
+
+def _sizes(processor: Any, size: int | None) -> dict[str, dict[str, int]]:
+    """``size`` and ``crop_size`` of the processor, made to come out at ``size``."""
+    found = {"size": dict(processor.size)}
+    if getattr(processor, "do_center_crop", False):
+        found["crop_size"] = dict(processor.crop_size)
+    if size is not None:
+        found = {name: {edge: size for edge in edges} for name, edges in found.items()}
+    return found
+
+
+def _side(sizes: dict[str, dict[str, int]]) -> int:
+    """Width and height of what comes out."""
+    last = set(sizes.get("crop_size", sizes["size"]).values())
+    if len(last) != 1:
+        raise ValueError(f"The image processor leaves no squares: {sizes}. Set image_size.")
+    return last.pop()
 
 
 def with_rotations(dataset: Dataset, image_column: str = "image", label_column: str = "label") -> Dataset:

@@ -9,8 +9,9 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fewshot_nlp.data.embedded import home_intents
+from fewshot_nlp.data.glyphs import glyphs
 
-EMBEDDED = {"home_intents": home_intents}
+EMBEDDED = {"home_intents": home_intents, "glyphs": glyphs}
 _BUILDERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".arrow": "arrow",
@@ -59,7 +60,11 @@ def open_dataset(
     if path.is_dir():
         return Opened(_open_folder(path, config_name), path.resolve().name)
     if name in EMBEDDED:
-        return Opened(EMBEDDED[name](config_name or "en"), name)
+        if config_name is None:
+            return Opened(EMBEDDED[name](), name)
+        if name != "home_intents":
+            raise ValueError(f"dataset={name!r} has no configuration {config_name!r}. Leave that out.")
+        return Opened(home_intents(config_name), name)
     if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset={name!r} does not exist. Name a file, a folder, or a data set of the Hub.")
     try:

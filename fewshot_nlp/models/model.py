@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from transformers.image_processing_utils import BaseImageProcessor
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.encode import Encoder, TextEncoder
-from fewshot_nlp.data.images import ImageEncoder
+from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder
 from fewshot_nlp.functional.call import call, trainable
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk
 from fewshot_nlp.models.adapters import build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
-from fewshot_nlp.models.pooling import pool
+from fewshot_nlp.models.norm import is_transductive, set_batch_norm
+from fewshot_nlp.models.pooling import pool, pool_image
 from fewshot_nlp.types import Params
 
 PREFIX = "model."
+#: What transformers calls the token that stands for the whole image.
+CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
 class FewShotModel:
@@ -32,7 +38,7 @@ class FewShotModel:
 
     Attributes:
         module: the backbone, wrapped by PEFT unless the adapter is ``"full"`` or ``"none"``.
-        tokenizer: the backbone's own; ``None`` for networks that take no text.
+        tokenizer: the backbone's own, or its image processor; ``None`` for networks from scratch.
         config: the settings it was built from.
         trainable: names of the trained tensors, as PEFT and transformers name them.
         transductive: features of an input depend on the others of its batch.
@@ -46,7 +52,7 @@ class FewShotModel:
         self.tokenizer = tokenizer
         self.config = config
         self.trainable = trainable(module)
-        self.transductive = getattr(module.config, "norm", None) == "batch"
+        self.transductive = is_transductive(module)
         self.trunk = find_trunk(module, self.trainable)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
@@ -56,6 +62,7 @@ class FewShotModel:
         """Load the backbone and put the adapter on it; ``kwargs`` go to ``from_pretrained``."""
         name = config.model_name_or_path
         module, tokenizer = load_backbone(name, config.model_revision, seed, **kwargs)
+        set_batch_norm(module, config.batch_norm)
         source = packaged_backbone(name) if config.model_revision is None else None
         adapted = build_adapter(module, config, peft_config, str(source or name), seed)
         return cls(adapted, tokenizer, config, seed)
@@ -69,23 +76,47 @@ class FewShotModel:
         """Of features: that of the weights, and single precision at least."""
         return torch.promote_types(next(self.module.parameters()).dtype, torch.float32)
 
-    @property
+    @cached_property
     def hidden_size(self) -> int:
-        return int(self.module.config.hidden_size)
+        """Size of the features.
+
+        Raises:
+            ValueError: a vision backbone cannot take images of ``config.image_size``, or lacks ``config.pooling``.
+        """
+        if self.module.main_input_name != "pixel_values":
+            return int(self.module.config.hidden_size)
+        # What configurations call it differs from one vision model to the next: two blank images tell.
+        blank = self.encoder()([Image.new("L", (1, 1))] * 2)
+        own = next(self.module.parameters())
+        try:
+            return self.frozen_features({name: value.to(own) for name, value in blank.items()}).shape[1]
+        except (RuntimeError, ValueError) as error:
+            side = blank["pixel_values"].shape[-1]
+            raise ValueError(
+                f"The backbone {self.config.model_name_or_path!r} makes no features of images of {side}×{side} pixels: "
+                f"{str(error).splitlines()[0]} Change image_size or pooling."
+            ) from error
 
     def encoder(self) -> Encoder:
         """How texts or images become this model's inputs.
 
         Raises:
-            ValueError: it takes neither.
+            ValueError: it takes neither; or ``config.image_size`` is not that of a network from scratch.
         """
+        shape, size = self.module.config, self.config.image_size
+        if isinstance(self.tokenizer, BaseImageProcessor):
+            return ProcessorEncoder(self.tokenizer, shape.num_channels, size)
         if self.tokenizer is not None:
             return TextEncoder(self.tokenizer, self.config.max_length)
-        shape = self.module.config
         if not hasattr(shape, "image_size"):
             raise ValueError(
                 f"The backbone {self.config.model_name_or_path!r} takes neither texts nor images, which pools hold. "
                 f"Give its learner batches of your own, or use another backbone."
+            )
+        if size not in (None, shape.image_size):
+            raise ValueError(
+                f"image_size={size} is not the {shape.image_size} that the network "
+                f"{self.config.model_name_or_path!r} is made for. Leave it out, or save a network of that size."
             )
         return ImageEncoder(shape.image_size, shape.num_channels)
 
@@ -123,14 +154,20 @@ class FewShotModel:
 
     def _pooled(self, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features of ``inputs``, run in buckets of like length where arithmetic is what costs time."""
-        if "attention_mask" not in inputs:
-            return forward(inputs).pooler_output
-        mask = inputs["attention_mask"]
 
         def pooled_at_once(part: dict[str, Tensor]) -> Tensor:
-            features = pool(forward(part).last_hidden_state, part["attention_mask"], self.config.pooling)
+            output, pooling = forward(part), self.config.pooling
+            if "attention_mask" in part:
+                pooling = "mean" if pooling == "auto" else pooling
+                features = pool(output.last_hidden_state, part["attention_mask"], pooling)
+            else:
+                features = pool_image(output, pooling, self._special_tokens)
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
+
+        if "attention_mask" not in inputs:
+            return pooled_at_once(inputs)
+        mask = inputs["attention_mask"]
 
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
         if mask.device.type != "cpu" or not mask[:, 0].all():
@@ -150,6 +187,12 @@ class FewShotModel:
                 yield
         finally:
             self._frozen_dtype = before
+
+    @property
+    def _special_tokens(self) -> int:
+        """Tokens in front of the patches of an image: those for the class, and registers."""
+        own = [name for name, _ in self.module.named_parameters() if name.endswith(CLASS_TOKENS)]
+        return len(own) and 1 + getattr(self.module.config, "num_register_tokens", 0)
 
     def _precision(self) -> str:
         kind = self.device.type

@@ -232,7 +232,7 @@ class TestCache:
     def test_two_processes_may_build_at_once(self, quick, tmp_path):
         splits = home_intents("en", tmp_path)
         (folder,) = (tmp_path / "fewshot_nlp").iterdir()
-        embedded._write(splits, folder)  # The other was first.
+        embedded.write_splits(splits, folder)  # The other was first.
         assert [found.name for found in (tmp_path / "fewshot_nlp").iterdir()] == [folder.name]
 
     def test_a_cache_that_cannot_be_written_is_an_error(self, quick, tmp_path):

@@ -1,0 +1,193 @@
+"""``glyphs``: characters of many alphabets, drawn from the fonts that matplotlib ships. An Omniglot that needs no Hub.
+
+A class is a character, its alphabet decides its split, and its drawings are those of the faces that have it. Few
+alphabets are in a dozen faces, so that every drawing, of every character, is turned, slanted, scaled, shifted and
+thickened a little, too: which, follows from the character and the number of the drawing alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import random
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+
+from fewshot_nlp.data.cache import cache_root, read_splits, write_splits
+
+SIZE = 28
+DRAWINGS = 20
+#: Part of the cache key: raise it when the code below would draw something else.
+BUILD = 1
+#: First and last code points of each alphabet, by split. Relatives stay together: Latin, Cyrillic and Greek share forms.
+ALPHABETS: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
+    "train": {
+        "Latin": ((0x41, 0x5A), (0x61, 0x7A)),
+        "Greek": ((0x391, 0x3A9), (0x3B1, 0x3C9)),
+        "Cyrillic": ((0x410, 0x44F),),
+        "Arabic": ((0x621, 0x64A),),
+        "Lao": ((0xE81, 0xEAE),),
+        "Maths": ((0x2200, 0x22FF),),
+        "Symbols": ((0x2600, 0x26B1),),
+    },
+    "validation": {"Hebrew": ((0x5D0, 0x5EA),), "Georgian": ((0x10A0, 0x10C5), (0x10D0, 0x10F0))},
+    "test": {
+        "Armenian": ((0x531, 0x556), (0x561, 0x586)),
+        "Tifinagh": ((0x2D30, 0x2D65),),
+        "N'Ko": ((0x7C0, 0x7EA),),
+        "Old Italic": ((0x10300, 0x10323),),
+    },
+}
+FACES = tuple(
+    f"DejaVu{family}{style}"
+    for family, styles in {
+        "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+        "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
+        "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    }.items()
+    for style in styles
+) + ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
+#: Two characters whose ink differs by less than this share of it look the same.
+ALIKE = 0.25
+#: Drawn this many times larger, then made small: Pillow's own smoothing is coarser.
+_LARGER = 4
+
+
+def glyphs(cache_dir: str | Path | None = None) -> DatasetDict:
+    """Drawings of characters, 28×28, grey, ink white (255) on black (0), 20 of each.
+
+    Columns: ``image`` and ``label`` (a ``ClassLabel`` such as ``Greek/greek small letter alpha``, the same in all
+    splits). No alphabet is in two splits, and no two characters look alike: of those that do, within an alphabet or
+    across (Latin A, Greek Alpha, Cyrillic A), the first one alone is there. The same versions of Pillow, FreeType and
+    matplotlib make the same pixels.
+
+    Args:
+        cache_dir: where to keep the built set; Hugging Face's data set cache if not given.
+    """
+    versions = [importlib.metadata.version(name) for name in ("matplotlib", "pillow")]
+    versions.append(str(features.version("freetype2")))
+    told = [BUILD, SIZE, DRAWINGS, ALPHABETS, FACES, ALIKE, versions]
+    folder = cache_root(cache_dir) / f"glyphs-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        write_splits(build_glyphs(), folder)
+    return read_splits(folder, tuple(ALPHABETS))
+
+
+def build_glyphs() -> DatasetDict:
+    """As ``glyphs``, in memory."""
+    found = characters()
+    names = {character: name for by_name in found.values() for name, character in by_name.items()}
+    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names.values()))})
+    splits = {}
+    for split, by_name in found.items():
+        drawn = [(draw(character, i), name) for name, character in by_name.items() for i in range(DRAWINGS)]
+        images, labels = zip(*drawn, strict=True)
+        rows = {"image": list(images), "label": columns["label"].str2int(list(labels))}
+        splits[split] = Dataset.from_dict(rows, features=columns)
+    return DatasetDict(splits)
+
+
+def characters() -> dict[str, dict[str, str]]:
+    """The characters of each split by ``alphabet/name``: those that a face has, each form once."""
+    seen: list[np.ndarray] = []
+    found: dict[str, dict[str, str]] = {}
+    for split, alphabets in ALPHABETS.items():
+        found[split] = {}
+        for alphabet, ranges in alphabets.items():
+            for character in (chr(code) for first, last in ranges for code in range(first, last + 1)):
+                # Marks stand on other characters; what decomposes is another character with a mark.
+                mark = unicodedata.category(character).startswith("M") or unicodedata.normalize("NFD", character)[1:]
+                if mark or not faces_with(character):
+                    continue
+                form = _form(character)
+                if not any(_difference(form, other) < ALIKE for other in seen):
+                    seen.append(form)
+                    found[split][f"{alphabet}/{unicodedata.name(character).lower()}"] = character
+    return found
+
+
+def draw(character: str, i: int) -> Image.Image:
+    """Drawing ``i`` of a character."""
+    rng = random.Random(f"glyphs/{ord(character)}/{i}")
+    faces = faces_with(character)
+    turn, slant, wide, high = (low + (high - low) * rng.random() for low, high in _RANGES)
+    thick = int(3 * rng.random())
+    side = SIZE * _LARGER
+    # The largest that stays inside when it is turned and slanted.
+    ink = _ink(character, faces[i % len(faces)], 2 * side // 3, thick)
+    canvas = Image.new("L", (side, side))
+    canvas.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
+    cosine, sine = math.cos(turn), math.sin(turn)
+    shift = [(rng.random() - 0.5) * side / 10 for _ in range(2)]
+    # From places of the drawing to places of the ink, about the middle.
+    rows = ((cosine / wide, (sine + slant) / wide), (-sine / high, cosine / high))
+    middle = side / 2
+    matrix = [v for (a, b), s in zip(rows, shift, strict=True) for v in (a, b, middle - (a + b) * middle + s)]
+    moved = canvas.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    return moved.resize((SIZE, SIZE), Image.Resampling.BOX)
+
+
+#: Turn and slant, in radians and shares; width and height.
+_RANGES = ((-0.2, 0.2), (-0.2, 0.2), (0.8, 1.1), (0.8, 1.1))
+
+
+@cache
+def faces_with(character: str) -> tuple[str, ...]:
+    """The faces that have a character, in the order of ``FACES``."""
+    return tuple(face for face in FACES if ord(character) in _charmap(face))
+
+
+def _path(face: str) -> str:
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf")
+
+
+@cache
+def _charmap(face: str) -> frozenset[int]:
+    return frozenset(FT2Font(_path(face)).get_charmap())
+
+
+@cache
+def _font(face: str, points: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_path(face), points, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _ink(character: str, face: str, side: int, thick: int = 0) -> Image.Image:
+    """A character cut out along its ink, its longer edge ``side``, strokes ``thick`` pixels thicker on each side."""
+    font = _font(face, 2 * side)
+    left, top, right, bottom = font.getbbox(character)
+    canvas = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
+    ImageDraw.Draw(canvas).text((4 - left, 4 - top), character, font=font, fill=255)
+    ink = ImageOps.contain(canvas.crop(canvas.getbbox()), (side - 2 * thick, side - 2 * thick))
+    if not thick:
+        return ink
+    padded = ImageOps.expand(ink, thick)
+    return Image.fromarray(_thickened(np.asarray(padded), thick))
+
+
+def _thickened(pixels: np.ndarray, thick: int) -> np.ndarray:
+    """The largest value within ``thick`` pixels up, down and to the sides."""
+    height, width = pixels.shape
+    around = np.pad(pixels, thick)
+    places = range(2 * thick + 1)
+    return np.max([around[y : y + height, x : x + width] for y in places for x in places], axis=0)
+
+
+def _form(character: str) -> np.ndarray:
+    """What a character looks like upright, in its first face, in the middle: ``[SIZE, SIZE]`` in [0, 1]."""
+    ink = _ink(character, faces_with(character)[0], SIZE)
+    return np.asarray(ImageOps.pad(ink, (SIZE, SIZE)), dtype=np.float32) / 255
+
+
+def _difference(form: np.ndarray, other: np.ndarray) -> float:
+    """Share of the ink of both together that is in one alone."""
+    return float(np.abs(form - other).sum() / np.maximum(form, other).sum())

@@ -341,8 +341,8 @@ class EpisodeConfig:
     dataset_name: str = field(
         default="home_intents",
         metadata={
-            "help": "An embedded set (home_intents, glyphs), a Hub id, a csv, jsonl or parquet file, or a folder of such "
-            "or of class folders of images."
+            "help": "An embedded set (home_intents, glyphs), a Hub id, a csv, jsonl or parquet file, or a folder of "
+            "such or of class folders of images."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})

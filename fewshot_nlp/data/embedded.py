@@ -62,10 +62,8 @@ def home_intents(language: str = "en", cache_dir: str | Path | None = None) -> D
     versions = {name: _version(name) for name in ("home-assistant-intents", "hassil")}
     words = sorted((path.name, path.read_text(encoding="utf-8")) for path in WORD_LISTS.glob("*.json"))
     key = hashlib.sha256(json.dumps([BUILD, language, versions, words, SUBJECTS]).encode()).hexdigest()[:12]
-    folder = (
-        cache_root(cache_dir)
-        / f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
-    )
+    name = f"home_intents-{re.sub(r'[^A-Za-z-]', '_', language)}-{versions['home-assistant-intents']}-{key}"
+    folder = cache_root(cache_dir) / name
     if not folder.is_dir():
         write_splits(build_home_intents(language), folder)
     return read_splits(folder, SPLITS)

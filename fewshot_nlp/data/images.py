@@ -137,7 +137,7 @@ def _sizes(processor: Any, size: int | None) -> dict[str, dict[str, int]]:
     if getattr(processor, "do_center_crop", False):
         found["crop_size"] = dict(processor.crop_size)
     if size is not None:
-        found = {name: {edge: size for edge in edges} for name, edges in found.items()}
+        found = {name: dict.fromkeys(edges, size) for name, edges in found.items()}
     return found
 
 

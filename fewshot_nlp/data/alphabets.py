@@ -29,7 +29,7 @@ SIZE = 28
 DRAWINGS = 20
 #: Part of the cache key: raise it when the code below would draw something else.
 BUILD = 1
-#: First and last code points of each alphabet, by split. Relatives stay together: Latin, Cyrillic and Greek share forms.
+#: First and last code points of each alphabet, by split. Latin, Cyrillic and Greek share forms, and a split.
 ALPHABETS: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
     "train": {
         "Latin": ((0x41, 0x5A), (0x61, 0x7A)),
@@ -48,15 +48,12 @@ ALPHABETS: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
         "Old Italic": ((0x10300, 0x10323),),
     },
 }
-FACES = tuple(
-    f"DejaVu{family}{style}"
-    for family, styles in {
-        "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
-        "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
-        "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
-    }.items()
-    for style in styles
-) + ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
+FACES = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+)
 #: Two characters whose ink differs by less than this share of it look the same.
 ALIKE = 0.25
 #: Drawn this many times larger, then made small: Pillow's own smoothing is coarser.

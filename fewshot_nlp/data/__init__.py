@@ -1,9 +1,9 @@
 """Tasks from any data set: pools, samplers, mixtures, and the way from texts to tensors."""
 
+from fewshot_nlp.data.alphabets import glyphs
 from fewshot_nlp.data.embedded import home_intents
 from fewshot_nlp.data.encode import EpisodeReader, TextEncoder
 from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episodes
-from fewshot_nlp.data.alphabets import glyphs
 from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder, with_rotations
 from fewshot_nlp.data.mixture import EpisodeMixture, training_tasks_from_config
 from fewshot_nlp.data.pool import Pool, load_pools, load_pools_from_config

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from fewshot_nlp.data.embedded import home_intents
 from fewshot_nlp.data.alphabets import glyphs
+from fewshot_nlp.data.embedded import home_intents
 
 EMBEDDED = {"home_intents": home_intents, "glyphs": glyphs}
 _BUILDERS = {

@@ -93,8 +93,8 @@ class FewShotModel:
         except (RuntimeError, ValueError) as error:
             side = blank["pixel_values"].shape[-1]
             raise ValueError(
-                f"The backbone {self.config.model_name_or_path!r} makes no features of images of {side} x {side} pixels: "
-                f"{str(error).splitlines()[0]} Change image_size or pooling."
+                f"The backbone {self.config.model_name_or_path!r} makes no features of images of {side} by {side} "
+                f"pixels: {str(error).splitlines()[0]} Change image_size or pooling."
             ) from error
 
     def encoder(self) -> Encoder:

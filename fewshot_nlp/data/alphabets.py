@@ -22,6 +22,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, features
+from scipy.spatial.distance import cdist
 
 from fewshot_nlp.data.cache import cache_root, read_splits, write_splits
 
@@ -57,7 +58,7 @@ FACES = (
 #: Two characters whose ink differs by less than this share of it look the same.
 ALIKE = 0.27
 #: Drawn this many times larger, then made small: Pillow's own smoothing is coarser.
-_LARGER = 4
+_LARGER = 3
 
 
 def glyphs(cache_dir: str | Path | None = None) -> DatasetDict:
@@ -96,21 +97,31 @@ def build_glyphs() -> DatasetDict:
 
 def characters() -> dict[str, dict[str, str]]:
     """The characters of each split by ``alphabet/name``: those that a face has, each form once."""
-    seen: list[np.ndarray] = []
-    found: dict[str, dict[str, str]] = {}
-    for split, alphabets in ALPHABETS.items():
-        found[split] = {}
-        for alphabet, ranges in alphabets.items():
-            for character in (chr(code) for first, last in ranges for code in range(first, last + 1)):
-                # Marks stand on other characters; what decomposes is another character with a mark.
-                mark = unicodedata.category(character).startswith("M") or unicodedata.normalize("NFD", character)[1:]
-                if mark or not faces_with(character):
-                    continue
-                form = _form(character)
-                if not seen or _differences(form, np.stack(seen)).min() >= ALIKE:
-                    seen.append(form)
-                    found[split][f"{alphabet}/{unicodedata.name(character).lower()}"] = character
+    candidates = [
+        (split, alphabet, chr(code))
+        for split, alphabets in ALPHABETS.items()
+        for alphabet, ranges in alphabets.items()
+        for first, last in ranges
+        for code in range(first, last + 1)
+        if _is_drawn(chr(code))
+    ]
+    forms = np.stack([_form(character).ravel() for *_, character in candidates])
+    ink, apart = forms.sum(1), cdist(forms, forms, "cityblock")
+    # Of the ink of both together, the share that is in one alone.
+    differences = 2 * apart / (ink + ink[:, None] + apart)
+    found: dict[str, dict[str, str]] = {split: {} for split in ALPHABETS}
+    kept: list[int] = []
+    for i, (split, alphabet, character) in enumerate(candidates):
+        if (differences[i, kept] >= ALIKE).all():
+            kept.append(i)
+            found[split][f"{alphabet}/{unicodedata.name(character).lower()}"] = character
     return found
+
+
+def _is_drawn(character: str) -> bool:
+    """Whether a face has it, and it is neither a mark on other characters nor one with a mark."""
+    marked = unicodedata.category(character).startswith("M") or len(unicodedata.normalize("NFD", character)) > 1
+    return not marked and bool(faces_with(character))
 
 
 def draw(character: str, i: int) -> Image.Image:
@@ -182,10 +193,5 @@ def _thickened(pixels: np.ndarray, thick: int) -> np.ndarray:
 def _form(character: str) -> np.ndarray:
     """What a character looks like upright, in its first face, in the middle and a little blurred: in [0, 1]."""
     ink = _ink(character, faces_with(character)[0], SIZE)
-    framed = ImageOps.expand(ImageOps.pad(ink, (SIZE, SIZE)), _LARGER)
+    framed = ImageOps.expand(ImageOps.pad(ink, (SIZE, SIZE)), 4)
     return np.asarray(framed.filter(ImageFilter.GaussianBlur(1.2)), dtype=np.float32) / 255
-
-
-def _differences(form: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Share of the ink of ``form`` and each of ``others`` ``[n, height, width]`` that is in one alone, ``[n]``."""
-    return np.abs(form - others).sum((1, 2)) / np.maximum(form, others).sum((1, 2))

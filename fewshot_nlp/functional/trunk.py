@@ -1,11 +1,12 @@
-"""The layers below the first trained one: run once for a text, not once an inner step.
+"""The layers below the first trained one: run once for a text or image, not once an inner step.
 
 Where an adapter changes the top layers alone, what flows into them never changes. Most of the arithmetic of inner
-loops, and of episodes that come back to the same texts, is then below, and needed once.
+loops, and of episodes that come back to the same texts or images, is then below, and needed once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,13 +44,14 @@ class Trunk:
     """The first ``depth`` of a module's layers.
 
     On a CPU each text goes through alone, without padding, and is kept: what is kept then depends on nothing but the
-    text, and a resumed run is to the bit the run that was interrupted. Elsewhere, where calls cost more than
-    arithmetic, and where a layer hands on more than its hidden states, batches are kept whole. What is kept is found by
-    the state of the weights, too, so that it is never stale.
+    text, and a resumed run is to the bit the run that was interrupted. So does each image, unless what it becomes
+    depends on the others of its batch (``alone=False``). Elsewhere, where calls cost more than arithmetic, and where a
+    layer hands on more than its hidden states, batches are kept whole. What is kept is found by the state of the
+    weights, too, so that it is never stale.
     """
 
-    def __init__(self, module: nn.Module, layers: nn.ModuleList, depth: int) -> None:
-        self.module, self.layers, self.depth = module, layers, depth
+    def __init__(self, module: nn.Module, layers: nn.ModuleList, depth: int, alone: bool = True) -> None:
+        self.module, self.layers, self.depth, self.alone = module, layers, depth, alone
         self.known = TensorStore()
         above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
         self._weights = [value for value in module.parameters() if id(value) not in above]
@@ -84,6 +86,10 @@ class Trunk:
 
     def _output(self, inputs: dict[str, Tensor], address: bytes) -> Any:
         mask = inputs.get("attention_mask")
+        if mask is None and self.alone and all(tensor.device.type == "cpu" for tensor in inputs.values()):
+            n = len(next(iter(inputs.values())))
+            images = [self._of_batch({name: t[i : i + 1] for name, t in inputs.items()}, address) for i in range(n)]
+            return torch.cat(images) if all(map(torch.is_tensor, images)) else self._of_batch(inputs, address)
         if mask is None or mask.ndim != 2 or mask.device.type != "cpu" or not mask[:, 0].all():
             return self._of_batch(inputs, address)
         lengths = mask.sum(dim=1).tolist()
@@ -99,7 +105,9 @@ class Trunk:
     def _of_batch(self, inputs: dict[str, Tensor], address: bytes) -> Any:
         """What the top of the trunk hands on; kept where it is a tensor."""
         for name, tensor in inputs.items():
-            address += f"{name}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes()
+            # An image is too large to be its own name.
+            content = hashlib.blake2b(tensor.cpu().numpy().tobytes(), digest_size=16).digest()
+            address += f"{name}{tuple(tensor.shape)}".encode() + content
         found = self.known.get(address)
         if found is None:
             found = self._run(inputs)
@@ -122,8 +130,8 @@ class Trunk:
         raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
 
 
-def find_trunk(module: nn.Module, trained: Sequence[str]) -> Trunk | None:
-    """The layers of ``module`` below every parameter in ``trained``, if there are any.
+def find_trunk(module: nn.Module, trained: Sequence[str], alone: bool = True) -> Trunk | None:
+    """The layers of ``module`` below every parameter in ``trained``, if there are any; ``alone`` as of ``Trunk``.
 
     ``None`` where a parameter outside the layers is trained, such as an embedding or a soft prompt.
     """
@@ -133,5 +141,5 @@ def find_trunk(module: nn.Module, trained: Sequence[str]) -> Trunk | None:
         if not trained or not all(each.startswith(f"{name}.") for each in trained):
             continue
         depth = min(int(each.removeprefix(f"{name}.").split(".")[0]) for each in trained)
-        return Trunk(module, layers, depth) if depth else None
+        return Trunk(module, layers, depth, alone) if depth else None
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -16,8 +17,8 @@ from fewshot_nlp.types import Params
 class FeatureCache:
     """Remembers the rows of ``compute(inputs)``.
 
-    The key is the text's own token ids without padding, or the image's pixels, so an entry cannot be stale while
-    ``compute`` stays the same.
+    The key is the text's own token ids without padding, or a hash of the image's pixels, so an entry cannot be stale
+    while ``compute`` stays the same.
     """
 
     def __init__(self, compute: Callable[[dict[str, Tensor]], Tensor]) -> None:
@@ -38,7 +39,7 @@ class FeatureCache:
 def _keys(inputs: dict[str, Tensor]) -> list[bytes]:
     rows = next(iter(inputs.values())).cpu().numpy()
     if "attention_mask" not in inputs:
-        return [row.tobytes() for row in rows]
+        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
     mask = inputs["attention_mask"].cpu().numpy().astype(bool)
     return [row[kept].tobytes() for row, kept in zip(inputs["input_ids"].cpu().numpy(), mask, strict=True)]
 

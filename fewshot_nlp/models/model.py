@@ -53,7 +53,7 @@ class FewShotModel:
         self.config = config
         self.trainable = trainable(module)
         self.transductive = is_transductive(module)
-        self.trunk = find_trunk(module, self.trainable)
+        self.trunk = find_trunk(module, self.trainable, alone=not self.transductive)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
 

@@ -22,6 +22,7 @@ FILES = {
     "adapter_model.safetensors": "the adapter, in PEFT's format",
     "model.safetensors": "the backbone, all of it trained",
     "results.json": "these numbers, and how they were measured",
+    "episode.png": "a test task, with right and wrong answers marked",
     "learning_curve.png": "training and validation, step by step",
     "README.md": "a model card for the Hub",
 }

@@ -26,6 +26,7 @@ from fewshot_nlp.data import (
     training_tasks_from_config,
 )
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
+from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
@@ -184,6 +185,7 @@ def execute(run: Run) -> dict[str, Any]:
 
     if is_main:
         folder = Path(args.output_dir)
+        _picture(run, folder / "episode.png")
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
@@ -248,6 +250,14 @@ def _draw(run: Run, path: Path, baselines: Mapping[str, float]) -> Path | None:
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
     title = f"{method_name(run.settings)}, {', '.join(run.training)}"
     return learning_curve(path, accuracy, baselines=levels, loss=loss, title=title)
+
+
+def _picture(run: Run, path: Path) -> None:
+    """The first test task, where tasks are on images: what was learned from, and what was answered."""
+    if run.test and run.pools["test"].kind == "image":
+        (shots, sampler), trainer = next(iter(run.test.items())), run.trainer
+        title = f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}"
+        draw_episode(path, run.learner, trainer.detached_params(), sampler[0], trainer.reader, run.pools["test"], title)
 
 
 def _label_names(training: Mapping[str, Pool]) -> list[str]:

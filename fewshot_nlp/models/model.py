@@ -156,12 +156,7 @@ class FewShotModel:
         """Pooled features of ``inputs``, run in buckets of like length where arithmetic is what costs time."""
 
         def pooled_at_once(part: dict[str, Tensor]) -> Tensor:
-            output, pooling = forward(part), self.config.pooling
-            if "attention_mask" in part:
-                pooling = "mean" if pooling == "auto" else pooling
-                features = pool(output.last_hidden_state, part["attention_mask"], pooling)
-            else:
-                features = pool_image(output, pooling, self._special_tokens)
+            features = self._pool(forward(part), part)
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
@@ -187,6 +182,13 @@ class FewShotModel:
                 yield
         finally:
             self._frozen_dtype = before
+
+    def _pool(self, output: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Features ``[n, hidden_size]`` of what the backbone gave for ``inputs``."""
+        pooling = self.config.pooling
+        if "attention_mask" not in inputs:
+            return pool_image(output, pooling, self._special_tokens)
+        return pool(output.last_hidden_state, inputs["attention_mask"], "mean" if pooling == "auto" else pooling)
 
     @property
     def _special_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""``FewShotClassifier``: learn a text classifier from a handful of examples, scikit-learn's way."""
+"""``FewShotClassifier``: learn a classifier of texts or images from a handful of examples, scikit-learn's way."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from torch import Tensor
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
 from fewshot_nlp.data.encode import labelled
+from fewshot_nlp.data.examples import check_examples, listed
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """A classifier of texts that learns from one or more examples a class.
+    """A classifier of texts, or of images, that learns from one or more examples a class.
 
     ::
 
@@ -31,7 +32,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classifier.predict(["turn the heating up"])
 
     ``fit`` adapts the meta-learned adapter to the examples; it starts afresh each time and never changes the adapter.
-    Without an adapter, new texts go to the nearest class mean of the frozen backbone (untrained prototypes).
+    Without an adapter, new texts go to the nearest class mean of the frozen backbone (untrained prototypes). Where the
+    backbone takes images, so does the classifier: Pillow images, or arrays of bytes ``[height, width]`` or ``[height,
+    width, 3]``.
 
     Args:
         adapter: a meta-learned adapter: a folder, a Hub id, or a loaded ``FewShotAdapter``, whose model ``fit`` moves
@@ -39,7 +42,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         model_name_or_path: backbone to use without an adapter; by default a small sentence encoder. An adapter brings
             its own.
         revision: branch, tag or commit of whichever of the two is on the Hub.
-        batch_size: texts at a time in ``predict``. Changes speed and memory, not the answers.
+        batch_size: texts or images at a time in ``predict``. Changes speed and memory, not the answers.
         device: such as ``"cpu"`` or ``"cuda:0"``; by default the GPU if there is one.
         label_texts: what is read for a label, by label, where the adapter was trained to read names or descriptions of
             classes; by default the label itself, in words.
@@ -93,21 +96,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classifier._loaded = (classifier._source(), adapter)
         return classifier
 
-    def fit(self, X: Iterable[str], y: Iterable[Any]) -> FewShotClassifier:
-        """Learn from the texts ``X`` with labels ``y``: strings, integers or booleans, any number of examples a class.
+    def fit(self, X: Iterable[Any], y: Iterable[Any]) -> FewShotClassifier:
+        """Learn from the texts or images ``X`` with labels ``y``: strings, integers or booleans, any number a class.
 
         An adapter that was trained with ``use_label_names`` reads the labels, too: ``"lost_card"`` tells it something,
         ``"class 1"`` misleads it. ``label_texts`` says what to read instead; one that was trained on descriptions
         needs it.
 
         Raises:
-            ValueError: no texts, an empty text, something that is no text, unequal lengths, a missing label, fewer
-                than two classes, labels without words or descriptions for an adapter that reads them, or a bad
-                argument of the constructor.
+            ValueError: no texts, an empty text, images where the backbone takes texts or the other way, unequal
+                lengths, a missing label, fewer than two classes, labels without words or descriptions for an adapter
+                that reads them, or a bad argument of the constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
-        texts = _check_texts(X)
-        classes, labels = _check_labels(y, len(texts))
+        examples = listed(X)
+        classes, labels = _check_labels(y, len(examples))
         _check_batch_size(self.batch_size)
         device = _check_device(self.device)
         adapter = self._load()
@@ -118,50 +121,49 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f"Call adapter.learner.adapt and predict, or use an adapter of task='classification'."
             )
         encoder = learner.model.encoder()
-        if encoder.kind != "text":
-            raise ValueError(
-                f"The adapter's backbone takes {encoder.kind}s, and this classifier texts. Call adapter.learner.adapt "
-                f"and predict on batches of them."
-            )
+        check_examples(examples, encoder.kind)
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         names = self._names(classes, learner.config) if learner.config.use_label_names else []
-        support = labelled(encoder(texts + names), torch.from_numpy(labels), len(classes)).to(device)
+        support = labelled(encoder(examples + names), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
         self._encoder, self._device = encoder, device
         return self
 
-    def predict(self, X: Iterable[str]) -> np.ndarray:
-        """The most probable label of each text, ``[n]``. Raises as ``predict_proba``."""
+    def predict(self, X: Iterable[Any]) -> np.ndarray:
+        """The most probable label of each text or image, ``[n]``. Raises as ``predict_proba``."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def predict_proba(self, X: Iterable[str]) -> np.ndarray:
+    def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """Probability of each class, float64 ``[n, n_classes]`` in the order of ``classes_``; rows sum to 1.
 
         Raises:
             NotFittedError: before ``fit``.
-            ValueError: no texts, an empty text, something that is no text, or a learner that diverged in ``fit``.
+            ValueError: no texts, an empty text, images where the backbone takes texts or the other way, or a learner
+                that diverged in ``fit``.
         """
         check_is_fitted(self)
-        texts = _check_texts(X)
+        examples = listed(X)
+        check_examples(examples, self._encoder.kind)
         batch_size = _check_batch_size(self.batch_size)
         # A transductive learner reads the queries together, so they may not be parted.
-        size = len(texts) if self.learner_.transductive else batch_size
+        size = len(examples) if self.learner_.transductive else batch_size
         # Texts of like length side by side: little padding, whatever the order they came in.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        logits = torch.empty(len(texts), len(self.classes_), dtype=torch.float64)
-        for start in range(0, len(texts), size):
+        of_text = self._encoder.kind == "text"
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i]) if of_text else 0)
+        logits = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
+        for start in range(0, len(examples), size):
             rows = order[start : start + size]
-            logits[rows] = self._logits([texts[row] for row in rows])
+            logits[rows] = self._logits([examples[row] for row in rows])
         if logits.isnan().any():
             raise ValueError("The logits are not numbers: fit diverged. Use an adapter of a lower inner_learning_rate.")
         return logits.softmax(dim=1).numpy()
 
-    def _logits(self, texts: list[str]) -> Tensor:
-        unknown = torch.zeros(len(texts), dtype=torch.int64)
-        query = Batch(self._encoder(texts), unknown, len(self.classes_)).to(self._device)
+    def _logits(self, examples: list[Any]) -> Tensor:
+        unknown = torch.zeros(len(examples), dtype=torch.int64)
+        query = Batch(self._encoder(examples), unknown, len(self.classes_)).to(self._device)
         with torch.no_grad():
             return self.learner_.predict(self.params_, self.state_, query).cpu().double()
 
@@ -245,23 +247,6 @@ def _check_device(device: str | torch.device | None) -> torch.device:
     if checked.type == "cuda" and not (checked.index or 0) < torch.cuda.device_count():
         raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices. Use 'cpu'.")
     return checked
-
-
-def _check_texts(X: Any) -> list[str]:
-    """``X`` as a list of strings; ``ValueError`` for anything else."""
-    if isinstance(X, str | bytes):
-        raise ValueError(f"X={X!r} is one text. Pass a list of texts: [{X!r}].")
-    if isinstance(X, Mapping | Set) or not isinstance(X, Iterable) or getattr(X, "ndim", 1) != 1:
-        raise ValueError(f"X of type {type(X).__name__} must be one-dimensional: a list, array or column of texts.")
-    texts = list(X)
-    if not texts:
-        raise ValueError("X has 0 texts. Pass at least 1.")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"X[{i}]={text!r} is of type {type(text).__name__}. Pass texts as str.")
-        if not text.strip():
-            raise ValueError(f"X[{i}]={text!r} is an empty text. Remove it, and its label.")
-    return texts
 
 
 def _in_words(classes: np.ndarray) -> list[str]:

@@ -15,10 +15,11 @@ import random
 import unicodedata
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, features
@@ -29,7 +30,7 @@ from fewshot_nlp.data.cache import cache_root, read_splits, write_splits
 SIZE = 28
 DRAWINGS = 20
 #: Part of the cache key: raise it when the code below would draw something else.
-BUILD = 1
+BUILD = 2
 #: First and last code points of each alphabet, by split. Latin, Cyrillic and Greek share forms, and a split.
 ALPHABETS: dict[str, dict[str, tuple[tuple[int, int], ...]]] = {
     "train": {
@@ -64,10 +65,10 @@ _LARGER = 3
 def glyphs(cache_dir: str | Path | None = None) -> DatasetDict:
     """Drawings of characters, 28×28, grey, ink white (255) on black (0), 20 of each.
 
-    Columns: ``image`` and ``label`` (a ``ClassLabel`` such as ``Greek/greek small letter alpha``, the same in all
-    splits). No alphabet is in two splits, and no two characters look alike: of those that do, within an alphabet or
-    across (Latin A, Greek Alpha, Cyrillic A), the first one alone is there. The same versions of Pillow, FreeType and
-    matplotlib make the same pixels.
+    Columns: ``image``, ``label`` (a ``ClassLabel`` such as ``Greek/greek small letter alpha``, the same in all splits)
+    and ``label_name``, without the alphabet. No alphabet is in two splits, and no two characters look alike: of those
+    that do, within an alphabet or across (Latin A, Greek Alpha, Cyrillic A), the first one alone is there. The same
+    versions of Pillow, FreeType and matplotlib make the same pixels.
 
     Args:
         cache_dir: where to keep the built set; Hugging Face's data set cache if not given.
@@ -84,13 +85,15 @@ def glyphs(cache_dir: str | Path | None = None) -> DatasetDict:
 def build_glyphs() -> DatasetDict:
     """As ``glyphs``, in memory."""
     found = characters()
-    names = {character: name for by_name in found.values() for name, character in by_name.items()}
-    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names.values()))})
+    classes = ClassLabel(names=[name for by_name in found.values() for name in by_name])
+    columns = Features({"image": ImageFeature(), "label": classes, "label_name": Value("string")})
     splits = {}
     for split, by_name in found.items():
-        drawn = [(draw(character, i), name) for name, character in by_name.items() for i in range(DRAWINGS)]
-        images, labels = zip(*drawn, strict=True)
-        rows = {"image": list(images), "label": columns["label"].str2int(list(labels))}
+        rows: dict[str, list[Any]] = {name: [] for name in columns}
+        for name, character in by_name.items():
+            rows["image"] += [draw(character, i) for i in range(DRAWINGS)]
+            rows["label"] += [classes.str2int(name)] * DRAWINGS
+            rows["label_name"] += [name.split("/")[1]] * DRAWINGS
         splits[split] = Dataset.from_dict(rows, features=columns)
     return DatasetDict(splits)
 

@@ -54,7 +54,8 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        hidden = self.network.extract_features(pixel_values)
+        # Most of its time goes to depth-wise convolutions, which a CPU does faster with the channels last.
+        hidden = self.network.extract_features(pixel_values.contiguous(memory_format=torch.channels_last))
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden.mean((2, 3)))
 
 
@@ -71,6 +72,7 @@ def efficientnet_lite0() -> tuple[EfficientNetLiteModel, ViTImageProcessorPil]:
     # Of the weights alone: nothing is unpickled but tensors.
     weights = torch.load(Path(spec.submodule_search_locations[0]) / _WEIGHTS, map_location="cpu", weights_only=True)
     model.network.load_state_dict({name: value for name, value in weights.items() if not name.startswith("_fc.")})
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Values 0 to 255 become (value - 127) / 128.
     scale = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
     return model, ViTImageProcessorPil(size={"height": 224, "width": 224}, **scale)

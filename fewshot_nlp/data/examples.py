@@ -1,0 +1,44 @@
+"""Examples as a user gives them: texts, or images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from fewshot_nlp.data.images import checked_image
+
+
+def listed(X: Any) -> list[Any]:
+    """``X`` as a list of examples; ``ValueError`` for anything else."""
+    if isinstance(X, str | bytes):
+        raise ValueError(f"X={X!r} is one text. Pass a list of texts: [{X!r}].")
+    # An array of images has a dimension for each image's height and width, and one for its colours.
+    images = isinstance(X, np.ndarray) and X.ndim in (3, 4)
+    if isinstance(X, Mapping | Set) or not isinstance(X, Iterable) or not (images or getattr(X, "ndim", 1) == 1):
+        raise ValueError(
+            f"X of type {type(X).__name__} must be one-dimensional: a list, array or column of texts, or of images."
+        )
+    examples = list(X)
+    if not examples:
+        raise ValueError("X has 0 texts. Pass at least 1.")
+    return examples
+
+
+def check_examples(examples: list[Any], kind: str) -> None:
+    """Raise ``ValueError`` unless all are of the ``kind`` that the backbone takes."""
+    for i, example in enumerate(examples):
+        given = "text" if isinstance(example, str) else "image" if isinstance(example, Image | np.ndarray) else None
+        if given is not None and given != kind:
+            raise ValueError(
+                f"X[{i}] is of type {type(example).__name__}, and the backbone takes {kind}s. Pass {kind}s, or use an "
+                f"adapter or model_name_or_path for {given}s."
+            )
+        if kind == "image":
+            checked_image(example, f"X[{i}]")
+        elif not isinstance(example, str):
+            raise ValueError(f"X[{i}]={example!r} is of type {type(example).__name__}. Pass texts as str.")
+        elif not example.strip():
+            raise ValueError(f"X[{i}]={example!r} is an empty text. Remove it, and its label.")

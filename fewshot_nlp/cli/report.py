@@ -86,13 +86,13 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
             print(f"  {name:<26} {meaning}")
     if repo_id is not None:
         print(f"Pushed to {repo_id}.")
-    if kind != "text" or settings.config.task != "classification":
+    if settings.config.task != "classification":
         return
     print(
         "\nUse it on labels of your own:\n\n"
         "  from fewshot_nlp import FewShotClassifier\n"
-        f'  classifier = FewShotClassifier.from_pretrained("{repo_id or folder}").fit(texts, labels)\n'
-        "  classifier.predict(new_texts)",
+        f'  classifier = FewShotClassifier.from_pretrained("{repo_id or folder}").fit({kind}s, labels)\n'
+        f"  classifier.predict(new_{kind}s)",
         flush=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from fewshot_nlp.data.alphabets import glyphs
 from fewshot_nlp.data.embedded import home_intents
 
-EMBEDDED = {"home_intents": home_intents, "glyphs": glyphs}
+EMBEDDED: dict[str, Callable[[], DatasetDict]] = {"home_intents": home_intents, "glyphs": glyphs}
 _BUILDERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".arrow": "arrow",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fewshot_nlp.data import EpisodeReader, Pool
-from fewshot_nlp.types import EpisodeSpec, Learner, Params
+from fewshot_nlp.data import Pool
+from fewshot_nlp.types import Episode, EpisodeSpec, Learner, Params
 
 # Okabe & Ito (2008), told apart by colour-blind readers; a mark says the same.
 RIGHT, WRONG = "#0072B2", "#D55E00"
@@ -26,7 +26,7 @@ def draw_episode(
     learner: Learner,
     params: Params,
     spec: EpisodeSpec,
-    reader: EpisodeReader,
+    reader: Callable[[EpisodeSpec], Episode],
     pool: Pool,
     title: str | None = None,
 ) -> Path:

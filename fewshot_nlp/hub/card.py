@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
+from fewshot_nlp.models.backbone import OWN_BACKBONES
 
 CURVE_NAME = "learning_curve.png"
 #: Names longer than this, and lists longer than that, would bury the page; all of them are in fewshot_config.json.
@@ -72,6 +73,8 @@ def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
 
 def hub_id(name: str) -> bool:
     """Whether ``name`` can be a Hub id; a local path cannot, and does not belong on a public page."""
+    if name in OWN_BACKBONES:
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -221,36 +224,40 @@ _LABELS = {
 
 
 def _usage(config: FewShotConfig, info: AdapterInfo, source: str) -> str:
-    if config.task == "regression" or info.kind != "text":
-        regression = config.task == "regression"
+    if config.task == "regression":
         return (
             "```python\n"
             "from fewshot_nlp import FewShotAdapter\n\n"
             f'adapter = FewShotAdapter.from_pretrained("{source}")\n'
-            "state = adapter.learner.adapt(adapter.params, support)  # a Batch"
-            f"{' whose labels are numbers' if regression else f' of {info.kind}s'}\n"
-            f"adapter.learner.predict(adapter.params, state, query){'[:, 0]' if regression else ''}\n```"
+            "state = adapter.learner.adapt(adapter.params, support)  # a Batch whose labels are numbers\n"
+            "adapter.learner.predict(adapter.params, state, query)[:, 0]\n```"
         )
     parts = [
         "```python\n"
         "from fewshot_nlp import FewShotClassifier\n\n"
-        f'classifier = FewShotClassifier.from_pretrained("{source}").fit(texts, labels)\n'
-        "classifier.predict(new_texts)\n```",
+        f'classifier = FewShotClassifier.from_pretrained("{source}").fit({info.kind}s, labels)\n'
+        f"classifier.predict(new_{info.kind}s)\n```",
         _LABELS[config.label_texts]
         if config.use_label_names
         else "`labels` are strings or numbers of your own; one example a class is enough.",
     ]
-    base = config.model_name_or_path if hub_id(config.model_name_or_path) else "path/to/the/backbone"
+    name = config.model_name_or_path
+    base = name if name in OWN_BACKBONES or hub_id(name) else "path/to/the/backbone"
     if config.adapter == "full":
+        own = "\nimport fewshot_nlp.models  # AutoModel learns of the network\n" if base in OWN_BACKBONES else ""
         parts.append(
             "The encoder alone, without the few-shot learner:\n\n```python\n"
-            f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{source}")\n```'
+            f'from transformers import AutoModel\n{own}\nmodel = AutoModel.from_pretrained("{source}")\n```'
         )
     elif config.adapter != "none":
+        loader, load = "transformers import AutoModel", f'AutoModel.from_pretrained("{base}")'
+        if info.kind == "image":
+            # AutoModel knows nothing of our networks, and loads both halves of CLIP.
+            loader, load = "fewshot_nlp.models import load_backbone", f'load_backbone("{base}")[0]'
+        imports = "\n".join(f"from {each}" for each in sorted(["peft import PeftModel", loader]))
         parts.append(
             "The adapter alone, with plain PEFT:\n\n```python\n"
-            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
-            f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "{source}")\n```'
+            f'{imports}\n\nmodel = PeftModel.from_pretrained({load}, "{source}")\n```'
         )
     return "\n\n".join(parts)
 
@@ -268,6 +275,7 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         if config.learner != "protonet"
         else "- inner loop: none, class prototypes",
         f"- head: {config.head}"
+        + (f"; batch norm: {config.batch_norm}" if config.batch_norm else "")
         + (f"; pooling: {config.pooling}; texts of up to {config.max_length} tokens" if info.kind == "text" else ""),
     ]
     if config.use_label_names:

@@ -21,6 +21,8 @@ from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lit
 from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
+#: Networks of this package's own, by what stands for a Hub id.
+OWN_BACKBONES = frozenset({*SCRATCH, EFFICIENTNET_LITE0})
 #: Models of images and texts side by side: the images' half is the backbone.
 TWO_TOWERS = ("clip",)
 
@@ -103,6 +105,8 @@ def load_backbone(
         OSError: neither a folder with a sound model nor a repository that can be reached.
         ImportError: ``"efficientnet_lite0"`` without its packages.
     """
+    module: Any
+    processor: Any
     if name_or_path in SCRATCH:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -51,6 +51,10 @@ class EfficientNetLiteModel(PreTrainedModel):
         # Without a size the network pads as it goes, and takes images of any.
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
         self.network._fc = nn.Identity()
+        for name, part in list(self.network.named_modules()):
+            # One place needs no padding; and PEFT makes LoRA of the plain kind alone.
+            if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1):
+                self.network.set_submodule(name, nn.Conv2d(part.in_channels, part.out_channels, 1, bias=False))
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
@@ -72,7 +76,7 @@ def efficientnet_lite0() -> tuple[EfficientNetLiteModel, ViTImageProcessorPil]:
     # Of the weights alone: nothing is unpickled but tensors.
     weights = torch.load(Path(spec.submodule_search_locations[0]) / _WEIGHTS, map_location="cpu", weights_only=True)
     model.network.load_state_dict({name: value for name, value in weights.items() if not name.startswith("_fc.")})
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Values 0 to 255 become (value - 127) / 128.
     scale = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
     return model, ViTImageProcessorPil(size={"height": 224, "width": 224}, **scale)

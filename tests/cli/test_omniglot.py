@@ -136,8 +136,9 @@ def test_each_method_is_trained_once_and_stands_in_the_table(benchmark, tmp_path
     assert rows["maml"][4].strip() == "98.7" and rows["maml"][6].strip() == "95.8"
     assert json.loads((tmp_path / "out" / "maml" / "20_way.json").read_text())["episodes"] == 2
     card = (tmp_path / "out" / "maml" / "README.md").read_text()
-    assert "pipeline_tag: image-classification" in card and "of images" in card and "text" not in card.split("---")[2]
-    with pytest.raises(ValueError, match="takes images, and this classifier texts"):
+    assert "pipeline_tag: image-classification" in card and "text" not in card.split("---")[2]
+    assert ".fit(images, labels)" in card and (tmp_path / "out" / "maml" / "episode.png").is_file()
+    with pytest.raises(ValueError, match=r"X\[0\] is of type str, and the backbone takes images\. Pass images"):
         FewShotClassifier.from_pretrained(str(tmp_path / "out" / "maml")).fit(["a", "b"], ["c", "d"])
     again = (tmp_path / "out" / "maml" / "20_way.json").stat().st_mtime_ns
     assert benchmark("--methods", "protonet", "maml", "--inner_steps", "2") == 2

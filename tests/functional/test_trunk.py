@@ -152,3 +152,38 @@ def test_there_is_none_where_the_lowest_part_is_trained():
     assert find_trunk(module, [*trainable(module), "embeddings.LayerNorm.weight"]) is None
     assert find_trunk(module, []) is None
     assert find_trunk(nn.Linear(2, 2), ["weight"]) is None
+
+
+class Squares(nn.Module):
+    """Three layers on images, the second and third of which are trained; counts what goes through the first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(3))
+        self.layers[0].requires_grad_(False)
+        self.seen = 0
+        self.layers[0].register_forward_hook(lambda layer, args, output: self.count(len(output)))
+
+    def count(self, images):
+        self.seen += images
+
+    def forward(self, pixel_values):
+        for layer in self.layers:
+            pixel_values = layer(pixel_values).square()
+        return pixel_values
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_image_goes_through_the_trunk_once(alone):
+    """Whatever its company; where an image's features depend on that, the whole batch is what is kept."""
+    module = Squares()
+    trunk = find_trunk(module, trainable(module), alone)
+    images = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    for batch, seen in ((images, (3, 3)), (images.flip(0), (3, 6)), (images[1:], (3, 8)), (images, (3, 8))):
+        with trunk.skipped({"pixel_values": batch}):
+            found = module(pixel_values=batch)
+        counted, module.seen = module.seen, 0
+        torch.testing.assert_close(found, module(pixel_values=batch))
+        module.seen = counted
+        assert counted == seen[0 if alone else 1]

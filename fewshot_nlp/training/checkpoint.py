@@ -200,7 +200,7 @@ def _cannot_save(output_dir: Path, step: int, checkpoint: Checkpoint, error: Exc
     tensors = [*checkpoint.params.values(), *checkpoint.optimizer.values()]
     needed = sum(tensor.nbytes for tensor in tensors) / 1e6
     try:
-        room = f"{shutil.disk_usage(output_dir).free / 1e6:.1f} MB are free there, and its tensors take {needed:.1f} MB"
+        room = f"{shutil.disk_usage(output_dir).free / 1e6:.1f} MB free there, and its tensors take {needed:.1f} MB"
     except OSError:
         room = f"its tensors take {needed:.1f} MB"
     last = find_checkpoint(output_dir)

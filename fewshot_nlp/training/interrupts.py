@@ -6,10 +6,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fewshot_nlp.training.resume import save
 
@@ -29,9 +29,20 @@ class Interrupted(SystemExit):
         super().__init__(128 + signum)
 
 
+@contextmanager
+def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """A block in which ``handler`` is called with each of ``SIGNALS``; in the main thread alone, as Python has it."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in SIGNALS} if main else {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 class Listener:
-    """While it is open, the first signal is kept in ``heard`` for the run to act on. Another thread than the main one
-    hears nothing, as Python has it.
+    """Keeps the first signal for the run to act on.
 
     Attributes:
         heard: number of the signal that came; 0 for none.
@@ -40,18 +51,13 @@ class Listener:
     def __init__(self) -> None:
         self.heard = 0
         self._since = 0.0
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Listener:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """A block in which a first signal does no more than be heard."""
         self.heard = 0
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        with handled_by(self._hear):
+            yield
 
     def _hear(self, number: int, frame: object) -> None:
         if not self.heard:
@@ -69,12 +75,8 @@ def leaving_at_once(words: str) -> Iterator[None]:
         print(f"\n{signal.Signals(number).name}: {words}", file=sys.stderr, flush=True)
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, obey) for number in SIGNALS}
-    try:
+    with handled_by(obey):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def leave(trainer: FewShotTrainer) -> None:

@@ -151,7 +151,7 @@ class FewShotTrainer:
             LostProcess: another process of the run that died, or did not answer in time.
             Interrupted: SIGTERM or SIGINT, once the last step is saved; a second one ends the process at once.
         """
-        with self.listener, together(self.accelerator, self.args.ddp_timeout):
+        with self.listener.listening(), together(self.accelerator, self.args.ddp_timeout):
             return self._train(resume_folder(self.args, resume_from_checkpoint))
 
     def _train(self, folder: Path | None) -> TrainOutput:

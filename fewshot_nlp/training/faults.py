@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -52,10 +53,15 @@ def together(accelerator: Accelerator, timeout: float) -> Iterator[None]:
             raise
         raise LostProcess(
             f"A process of the run is gone, or did not answer within ddp_timeout={timeout:g} seconds, as process "
-            f"{accelerator.process_index} of {accelerator.num_processes} found: {text.splitlines()[0]} Its own "
-            f"message, if it had one, tells why. Start all processes again with --resume_from_checkpoint true."
+            f"{accelerator.process_index} of {accelerator.num_processes} found: {_short(text)}. Its own message, if it "
+            f"had one, tells why. Start all processes again with --resume_from_checkpoint true."
         ) from error
 
 
 #: What gloo and NCCL say when a peer is gone or late.
 _TRANSPORT = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "timeout", "broken pipe")
+
+
+def _short(text: str) -> str:
+    """The first sentence of an error, without the place in the transport's code that it begins with."""
+    return re.sub(r"^\[[^]]*\] ", "", text.splitlines()[0]).split(". ")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
+from fewshot_nlp.hub.card import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
+from fewshot_nlp.training.faults import FAULTS, LostProcess
+from fewshot_nlp.training.interrupts import leaving_at_once
 from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
 from fewshot_nlp.types import EpisodeSpec, Learner
 
@@ -84,7 +88,14 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     except (ValueError, OSError, ImportError) as error:
         # Bad input has one line to say; where in the code it was found does not help.
         raise SystemExit(f"error: {error}") from error
-    execute(run)
+    again = "Go on with the same command and --resume_from_checkpoint true."
+    try:
+        with leaving_at_once(f"left without results. {again}"):
+            execute(run)
+    except FAULTS as error:
+        # What every process finds is said once.
+        shared = isinstance(error, FloatingPointError | LostProcess) and not run.trainer.accelerator.is_main_process
+        raise SystemExit(1 if shared else f"error: {error}") from error
     return None
 
 
@@ -184,8 +195,7 @@ def execute(run: Run) -> dict[str, Any]:
     }
 
     if is_main:
-        folder = Path(args.output_dir)
-        _picture(run, folder / "episode.png")
+        _picture(run, Path(args.output_dir) / "episode.png")
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
@@ -194,12 +204,13 @@ def execute(run: Run) -> dict[str, Any]:
             language=_languages(run),
             results=results,
             command=run.command,
-            learning_curve=_draw(run, folder / "learning_curve.png", {n: r.accuracy for n, r in levels.items()}),
         )
-        adapter = FewShotAdapter(learner, trainer.detached_params(), info)
-        adapter.save_pretrained(folder)
-        if run.repo_id is not None:
-            adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
+        with tempfile.TemporaryDirectory() as drawn:
+            info.learning_curve = _draw(run, Path(drawn), {name: result.accuracy for name, result in levels.items()})
+            adapter = FewShotAdapter(learner, trainer.detached_params(), info)
+            adapter.save_pretrained(args.output_dir)
+            if run.repo_id is not None:
+                adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
         conclude(run.settings, results, run.repo_id, info.kind)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -241,7 +252,7 @@ def _test(
     return compare(result, answers)
 
 
-def _draw(run: Run, path: Path, baselines: Mapping[str, float]) -> Path | None:
+def _draw(run: Run, folder: Path, baselines: Mapping[str, float]) -> Path | None:
     """The learning curve, with the untrained accuracies on the same validation episodes; nothing without a log."""
     accuracy, loss = curves_from_log_history(run.trainer.state.log_history)
     if not accuracy:
@@ -249,7 +260,7 @@ def _draw(run: Run, path: Path, baselines: Mapping[str, float]) -> Path | None:
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
     title = f"{method_name(run.settings)}, {', '.join(run.training)}"
-    return learning_curve(path, accuracy, baselines=levels, loss=loss, title=title)
+    return learning_curve(folder / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
 
 
 def _picture(run: Run, path: Path) -> None:

@@ -77,7 +77,16 @@ class Pool:
         return "image" if is_image(self.dataset.features[self.column_name]) else "text"
 
     def examples(self, rows: Sequence[int]) -> list[Any]:
-        """What ``rows`` hold, in their order: texts, or Pillow images."""
+        """What ``rows`` hold, in their order: texts, or Pillow images.
+
+        Raises:
+            OSError: a file of the data set was cut short. It is mapped into memory, and to read beyond its end would
+                kill the process without a word.
+        """
+        for path, size in self._sizes.items():
+            left = path.stat().st_size if path.exists() else size
+            if left < size:
+                raise OSError(f"{path} had {size} bytes when it was opened, and has {left}.")
         return list(self.dataset[list(rows)][self.column_name]) if rows else []
 
     def contents(self, rows: Sequence[int]) -> list[str]:
@@ -101,6 +110,12 @@ class Pool:
     def readable_name(self, label_name: str) -> str:
         """What to call a class in words: what the data set calls it, or else its own name without underscores."""
         return self.readable_names.get(label_name) or readable(label_name)
+
+    @cached_property
+    def _sizes(self) -> dict[Path, int]:
+        """Bytes of each file of the data set. One that is deleted stays readable as long as it is mapped."""
+        paths = [Path(file["filename"]) for file in self.dataset.cache_files]
+        return {path: path.stat().st_size for path in paths if path.exists()}
 
     @cached_property
     def fingerprint(self) -> str:

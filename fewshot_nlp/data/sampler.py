@@ -26,6 +26,20 @@ class EpisodeSequence(ABC):
     def _episode(self, index: int) -> EpisodeSpec:
         """The episode at ``index``, which is inside the sequence."""
 
+    def at(self, address: str) -> EpisodeSpec:
+        """The episode of an ``address`` such as ``"home_intents/train/17"``, to replay what a warning names.
+
+        Raises:
+            ValueError: there is none of that address in this sequence.
+        """
+        *_, index = address.rpartition("/")
+        if index.isdecimal() and (spec := self[int(index)]).address == address:
+            return spec
+        raise ValueError(
+            f"There is no episode {address!r} in this {type(self).__name__}, whose first is {self[0].address!r}. Use "
+            f"the sampler that the run was trained with, with its seed."
+        )
+
     def __len__(self) -> int:
         if self.num_episodes is None:
             raise TypeError(f"This {type(self).__name__} is endless. Set num_episodes to give it a length.")

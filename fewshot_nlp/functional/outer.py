@@ -86,10 +86,10 @@ def leaves(params: Params) -> dict[str, Tensor]:
     return {name: leaf(value) for name, value in params.items()}
 
 
-def adapt(links: Sequence[Link], params: Params) -> Carry:
-    """The carry after ``links``, without a graph."""
+def adapt(links: Sequence[Link], params: Params, carry: Carry | None = None) -> Carry:
+    """The carry after ``links``, from ``carry`` where the first of them is not the start, without a graph."""
     with torch.inference_mode(False), torch.enable_grad():
-        return _through(links, leaves(params), None)
+        return _through(links, leaves(params), carry)
 
 
 def _through(links: Sequence[Link], theta: Params, carry: Carry | None) -> Carry:

@@ -41,6 +41,8 @@ OWN_PATTERNS = [
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
 ]
+#: How the folder of a save that has not ended begins.
+STAGING = ".saving-"
 #: What ``from_pretrained`` reads, and so all it downloads.
 READ_PATTERNS = [CONFIG_NAME, *OWN_PATTERNS]
 
@@ -56,6 +58,7 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         ValueError: where ``folder`` is a file, cannot be written, or already holds a model of another kind.
+        OSError: a disk that is full.
     """
     target = Path(folder).expanduser()
     if target.exists() and not target.is_dir():
@@ -70,7 +73,7 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
     try:
         target.mkdir(parents=True, exist_ok=True)
         # Inside the target, so that it is on the same file system and every move is atomic.
-        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target))
     except OSError as error:
         raise ValueError(
             f"save_directory={str(folder)!r} cannot be written ({error.strerror}). Name a folder that you may write to."
@@ -88,6 +91,11 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
             for path in target.iterdir():
                 if any(fnmatch(path.name, pattern) for pattern in OWN_PATTERNS) and Path(path.name) not in written:
                     path.unlink()
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The adapter cannot be saved to {str(folder)!r}: {getattr(error, 'strerror', None) or error}. Free some "
+            "space, or name another folder."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(target.iterdir()):

@@ -231,6 +231,20 @@ class GradientLearner(BaseLearner):
         with torch.no_grad():
             return {name: value.detach() for name, value in self._state(params, carry, support).items()}
 
+    def first_divergence(self, params: Params, support: Batch) -> int | None:
+        """The first inner step, from 1, whose loss or gradient is not finite; ``None`` where there is none.
+
+        What is not finite makes the weights that the step leaves not finite, and those are looked at.
+        """
+        with torch.inference_mode(False), torch.enable_grad(), self.model.frozen_in(self.config.frozen_dtype):
+            theta = {**params, **self._told(leaves(params), support.recordable())}
+            carry: Carry | None = None
+            for step, link in enumerate(self.links(self._known(support)), start=1):
+                carry = adapt([link], theta, carry)
+                if not all(bool(torch.isfinite(value).all()) for value in carry.fast.values()):
+                    return step
+        return None
+
     def _state(self, params: Params, carry: Carry, support: Batch) -> State:
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
         if self.head.fast:

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import InitProcessGroupKwargs, LoggerType
 
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
+
+#: Ways to spread one model over devices that Accelerate is told of by these variables, and why none of them can be.
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP shards the parameters that a module holds",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed takes over the backward pass and the optimiser",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM takes over the model",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config shards the parameters that a module holds",
+}
 
 
 def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
     """An Accelerator for ``args``, with its trackers named but not yet started.
 
     Raises:
-        ValueError: an unknown tracker, or fp16: learners take gradients themselves, where no loss scaler reaches.
+        ValueError: an unknown tracker; fp16: learners take gradients themselves, where no loss scaler reaches; FSDP,
+            DeepSpeed and their like; a launcher whose processes do not find one another.
         ImportError: a tracker whose package is not installed.
     """
     check_trackers(args.trackers)
+    check_not_sharded()
     accelerator = Accelerator(
-        cpu=args.use_cpu,
+        # Without an accelerator, processes find one another only if they are told that there is none.
+        cpu=args.use_cpu or not torch.accelerator.is_available(),
         mixed_precision="bf16" if args.bf16 else None,
         log_with=args.trackers or None,
         project_dir=args.output_dir if args.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
     )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != started:
+        raise ValueError(
+            f"The launcher started {started} processes (WORLD_SIZE), and Accelerate knows of "
+            f"{accelerator.num_processes}: each would train alone. Start them with torchrun --nproc_per_node {started}."
+        )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(
             f"mixed_precision={accelerator.mixed_precision!r} needs loss scaling, which does not reach meta-gradients. "
@@ -38,6 +57,18 @@ def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(args.cpu_threads or max(1, cores // local))
     return accelerator
+
+
+def check_not_sharded() -> None:
+    """Raise ``ValueError`` where Accelerate was configured to spread one model over devices."""
+    for variable, reason in SHARDED.items():
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "on"):
+            raise ValueError(
+                f"{variable} is set, but {reason}, and a learner calls its model with whole parameters from outside "
+                f"and differentiates through them. Choose plain data parallelism in accelerate config; for a backbone "
+                f"that is too large, train an adapter with frozen_dtype: bfloat16, a smaller graph_memory_gb, or LoRA "
+                f"on the top layers."
+            )
 
 
 def check_trackers(names: list[str]) -> None:

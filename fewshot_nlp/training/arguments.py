@@ -19,7 +19,7 @@ EVAL_STRATEGIES = ("no", "steps")
 SAVE_STRATEGIES = ("no", "steps", "best")
 
 _POSITIVE = ("max_steps", "meta_batch_size", "gradient_accumulation_steps", "eval_steps", "eval_episodes",
-             "save_steps", "logging_steps", "max_skipped_steps", "baseline_steps")  # fmt: skip
+             "save_steps", "logging_steps", "max_skipped_steps", "baseline_steps", "ddp_timeout")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "warmup_steps", "eval_delay", "test_episodes", "baseline_episodes")
 _RATES = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "early_stopping_threshold",
           "baseline_learning_rate")  # fmt: skip
@@ -62,10 +62,11 @@ class FewShotTrainingArguments:
     lr_scheduler_type: str = _help(f"Shape of the learning rate: {', '.join(SCHEDULERS)}.", "linear")
     warmup_steps: int = _help("Steps over which the learning rate rises to learning_rate.", 0)
     max_skipped_steps: int = _help(
-        "Stop after this many steps in a row whose loss or gradient is not a finite number.", 10
+        "Save and stop after this many steps in a row whose loss or gradient is not a finite number.", 10
     )
     bf16: bool = _help("Run the backbone under bfloat16 autocast.", False)
     use_cpu: bool = _help("Train on the CPU even where there is an accelerator.", False)
+    ddp_timeout: int = _help("Seconds after which a process gives up waiting for the others.", 1800)
     cpu_threads: int | None = _help("CPU threads a process; default: the cores, shared among its processes.", None)
 
     eval_strategy: str = _help(f"When to validate: {', '.join(EVAL_STRATEGIES)}.", "steps")
@@ -81,7 +82,9 @@ class FewShotTrainingArguments:
     baseline_steps: int = _help("Steps of Adam of the fine-tuning baseline.", 10)
     baseline_learning_rate: float = _help("Its step size of the adapter.", 1e-3)
 
-    save_strategy: str = _help(f"When to save a checkpoint: {', '.join(SAVE_STRATEGIES)}.", "steps")
+    save_strategy: str = _help(
+        f"When to save a checkpoint: {', '.join(SAVE_STRATEGIES)}. With no, nothing is written before the end.", "steps"
+    )
     save_steps: int = _help("Steps between two checkpoints.", 50)
     save_total_limit: int | None = _help("Keep this many checkpoints; the best and the newest are always kept.", None)
     load_best_model_at_end: bool = _help("End with the parameters of the best validation.", False)
@@ -90,7 +93,9 @@ class FewShotTrainingArguments:
     early_stopping_patience: int | None = _help("Stop after this many validations without a new best.", None)
     early_stopping_threshold: float = _help("How much better a new best must be to count.", 0.0)
     resume_from_checkpoint: str | None = _help(
-        "A checkpoint folder to go on from, or `true` for the newest sound one in output_dir.", None
+        "A checkpoint folder to go on from; `true` for the newest sound one in output_dir; `auto` for the same, or a "
+        "new run where there is none, so that one command serves however often it is killed.",
+        None,
     )
 
     logging_strategy: str = _help(f"When to log: {', '.join(EVAL_STRATEGIES)}.", "steps")

@@ -6,8 +6,19 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback, EarlyStoppingCallback
 
 from fewshot_nlp.config import TASKS
+from fewshot_nlp.training.arguments import FewShotTrainingArguments
+
+
+def callbacks_of(args: FewShotTrainingArguments) -> list[TrainerCallback]:
+    """The callbacks that ``args`` asks for: when to log, validate and save, what to show, when to stop early."""
+    own: list[TrainerCallback] = [DefaultFlowCallback()]
+    own.append(LinePrinterCallback() if args.disable_tqdm else EpisodeProgressCallback())
+    if args.early_stopping_patience is not None:
+        own.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    return own
 
 
 class EpisodeProgressCallback(TrainerCallback):

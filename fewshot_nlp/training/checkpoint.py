@@ -2,6 +2,9 @@
 
 A checkpoint is a folder ``checkpoint-<step>`` with the tensors of the parameters and of the optimiser, the state of
 the run, and ``manifest.json``: size and SHA-256 of every file, by which damage is found before anything is read.
+
+One that is being written is called ``.checkpoint-<step>.partial``, one that is being deleted
+``.checkpoint-<step>.stale``: a process that is killed at either leaves nothing that could be taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PREFIX = "checkpoint-"
+PARTIAL, STALE = ".partial", ".stale"
 MANIFEST = "manifest.json"
 PARAMS = "params.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -63,26 +68,43 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def write_checkpoint(output_dir: str | Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Save as ``output_dir/checkpoint-<step>``; whoever looks sees the whole folder or none."""
+    """Save as ``output_dir/checkpoint-<step>``; whoever looks sees the whole folder or none.
+
+    Raises:
+        OSError: a disk that is full or cannot be written, with the newest sound checkpoint, which stays as it is.
+    """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    final, aside = output_dir / f"{PREFIX}{step}", output_dir / f".{PREFIX}{step}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file(_savable(checkpoint.params), aside / PARAMS)
-    save_file(_savable(checkpoint.optimizer), aside / OPTIMIZER)
-    _write_json(aside / STATE, checkpoint.state)
-    _write_json(aside / PROGRESS, checkpoint.progress)
-    manifest = {name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in FILES}
-    _write_json(aside / MANIFEST, manifest)
-    for name in (*FILES, MANIFEST):
-        _sync(aside / name)
-    _sync(aside)
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    _sync(output_dir)
+    final, aside = output_dir / f"{PREFIX}{step}", output_dir / f".{PREFIX}{step}{PARTIAL}"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        _write_files(aside, checkpoint)
+        # Of the same step there is one where a run goes on from an older checkpoint than the newest.
+        delete_checkpoint(final)
+        aside.rename(final)
+        sync(output_dir)
+    except (OSError, SafetensorError) as error:
+        # What was written of it takes the room that the user will need.
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(_cannot_save(output_dir, step, checkpoint, error)) from error
     return final
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint, if it is there, in one move: it is renamed before its files go."""
+    stale = folder.with_name(f".{folder.name}{STALE}")
+    shutil.rmtree(stale, ignore_errors=True)
+    if folder.exists():
+        folder.rename(stale)
+        shutil.rmtree(stale)
+
+
+def clear_leftovers(output_dir: str | Path) -> None:
+    """Delete what a killed process left of checkpoints that it was writing or deleting."""
+    for suffix in (PARTIAL, STALE):
+        for folder in Path(output_dir).glob(f".{PREFIX}*{suffix}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_checkpoint(folder: str | Path) -> None:
@@ -158,7 +180,37 @@ def prune_checkpoints(
     others.sort(key=lambda folder: (step_of(folder) < step_of(Path(last)), step_of(folder)))
     surplus = min(len(folders) - limit, len(others))
     for folder in others[:surplus]:
-        shutil.rmtree(folder)
+        delete_checkpoint(folder)
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(_savable(checkpoint.params), folder / PARAMS)
+    save_file(_savable(checkpoint.optimizer), folder / OPTIMIZER)
+    _write_json(folder / STATE, checkpoint.state)
+    _write_json(folder / PROGRESS, checkpoint.progress)
+    manifest = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
+    _write_json(folder / MANIFEST, manifest)
+    for name in (*FILES, MANIFEST):
+        sync(folder / name)
+    sync(folder)
+
+
+def _cannot_save(output_dir: Path, step: int, checkpoint: Checkpoint, error: Exception) -> str:
+    """What happened, how much room there is and how much is needed, and how to go on."""
+    tensors = [*checkpoint.params.values(), *checkpoint.optimizer.values()]
+    needed = sum(tensor.nbytes for tensor in tensors) / 1e6
+    try:
+        room = f"{shutil.disk_usage(output_dir).free / 1e6:.1f} MB free there, and its tensors take {needed:.1f} MB"
+    except OSError:
+        room = f"its tensors take {needed:.1f} MB"
+    last = find_checkpoint(output_dir)
+    kept = "No checkpoint was written before" if last is None else f"{last} and what was logged are as they were"
+    remedy = "start anew" if last is None else "go on from there with resume_from_checkpoint: true"
+    reason = getattr(error, "strerror", None) or error
+    return (
+        f"{PREFIX}{step} cannot be written to output_dir={str(output_dir)!r}: {reason}; {room}. {kept}. Free some "
+        f"space, or see that the folder can be written, then {remedy}."
+    )
 
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,7 +230,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or a folder to the disk, so that a rename cannot overtake its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

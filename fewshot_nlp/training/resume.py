@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
+from fewshot_nlp.hub.files import STAGING
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
     check_checkpoint,
+    clear_leftovers,
+    delete_checkpoint,
     find_checkpoint,
     list_checkpoints,
     prune_checkpoints,
@@ -29,6 +32,7 @@ from fewshot_nlp.training.checkpoint import (
     step_of,
     write_checkpoint,
 )
+from fewshot_nlp.training.metrics_log import Report, start_reports
 from fewshot_nlp.training.optimization import (
     load_optimizer_tensors,
     load_scheduler_state,
@@ -56,6 +60,8 @@ def save(trainer: FewShotTrainer) -> None:
             "skipped_steps": trainer.skipped_steps,
             "skipped_in_a_row": trainer.skipped_in_a_row,
             "callbacks": _callback_states(trainer.callback_handler.callbacks),
+            # Of its own accord, before the last step; a run that was stopped from outside goes on.
+            "stopped": trainer.control.should_training_stop and state.global_step < state.max_steps,
             "run": _run_of(trainer),
         }
         tensors = optimizer_tensors(trainer.optimizer, trainer.params)
@@ -80,12 +86,15 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     load_scheduler_state(trainer.scheduler, progress["scheduler"])
     trainer.meter.load(progress["meter"])
     trainer.skipped_steps, trainer.skipped_in_a_row = progress["skipped_steps"], progress["skipped_in_a_row"]
+    trainer.control.should_training_stop = progress.get("stopped", False)
     _restore_callbacks(trainer.callback_handler.callbacks, progress["callbacks"])
     trainer.state = TrainerState(**checkpoint.state)
     # These belong to the run that goes on, not to the one that stopped.
     for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "is_local_process_zero",
                  "is_world_process_zero"):  # fmt: skip
         setattr(trainer.state, name, getattr(own, name))
+    if trainer.accelerator.is_main_process:
+        _begin(trainer.args, trainer.state.log_history)
 
 
 def check_resumable(trainer: FewShotTrainer) -> None:
@@ -121,17 +130,18 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     """The checkpoint to go on from, if any; ``wanted`` overrides ``args.resume_from_checkpoint``."""
     if wanted is None:
         wanted = args.resume_from_checkpoint
-    if not wanted or str(wanted).lower() in ("false", "none"):
+    how = str(wanted).lower()
+    if not wanted or how in ("false", "none"):
         return None
-    if str(wanted).lower() != "true":
+    if how not in ("true", "auto"):
         folder = Path(str(wanted))
         check_checkpoint(folder)
         return folder
     found = find_checkpoint(args.output_dir)
-    if found is None:
+    if found is None and how == "true":
         raise ValueError(
             f"resume_from_checkpoint=true, and output_dir={args.output_dir!r} holds no sound checkpoint. Leave "
-            f"resume_from_checkpoint out to start anew."
+            f"resume_from_checkpoint out to start anew, or set it to auto, which does so by itself."
         )
     return found
 
@@ -165,8 +175,18 @@ def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for folder in list_checkpoints(args.output_dir):
-            shutil.rmtree(folder)
+            delete_checkpoint(folder)
+        _begin(args)
     accelerator.wait_for_everyone()
+
+
+def _begin(args: FewShotTrainingArguments, history: Sequence[Report] = ()) -> None:
+    """Clear what a killed process left halfway, and begin the log of a run that has reported ``history``."""
+    clear_leftovers(args.output_dir)
+    for folder in Path(args.output_dir).glob(f"{STAGING}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    if args.save_strategy != "no":
+        start_reports(args.output_dir, history)
 
 
 def _read_own(trainer: FewShotTrainer, folder: Path) -> Checkpoint:

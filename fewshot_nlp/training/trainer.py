@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,15 +14,20 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
+from transformers.trainer_callback import CallbackHandler
 
 from fewshot_nlp.evaluation import EvaluationResult, evaluate, merge
 from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
-from fewshot_nlp.training.callbacks import EpisodeProgressCallback, LinePrinterCallback
+from fewshot_nlp.training.callbacks import callbacks_of
+from fewshot_nlp.training.faults import read_episode, together
+from fewshot_nlp.training.interrupts import Listener
 from fewshot_nlp.training.meter import Meter
+from fewshot_nlp.training.metrics_log import append_report
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
 from fewshot_nlp.training.resume import clear_checkpoints, load_best, restore, resume_folder, save
+from fewshot_nlp.training.rounds import read_episodes, summed_over_ranks
+from fewshot_nlp.training.skipping import skip, stop_if_lost
 from fewshot_nlp.training.validation import (
     check_label_names,
     check_unlabelled,
@@ -88,6 +93,7 @@ class FewShotTrainer:
     ) -> None:
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
+        self.listener = Listener()
         self.eval_specs = {
             name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
         }
@@ -120,7 +126,7 @@ class FewShotTrainer:
             is_world_process_zero=self.accelerator.is_main_process,
         )
         self.callback_handler = CallbackHandler(
-            [*self._own_callbacks(), *callbacks],
+            [*callbacks_of(args), *callbacks],
             getattr(model, "module", None),
             getattr(model, "tokenizer", None),
             self.optimizer,
@@ -138,17 +144,27 @@ class FewShotTrainer:
         Raises:
             ValueError: no or a damaged checkpoint; one of another run; an ``output_dir`` that holds another run.
             FileNotFoundError: a checkpoint folder that does not exist.
-            FloatingPointError: ``args.max_skipped_steps`` steps in a row without a finite gradient.
+            FloatingPointError: ``args.max_skipped_steps`` steps in a row without a finite gradient; the last one is
+                saved.
+            OSError: a disk that is full or cannot be written.
+            UnreadableEpisode: data that went away in mid-run.
+            LostProcess: another process of the run that died, or did not answer in time.
+            Interrupted: SIGTERM or SIGINT, once the last step is saved; a second one ends the process at once.
         """
-        folder = resume_folder(self.args, resume_from_checkpoint)
+        with self.listener.listening(), together(self.accelerator, self.args.ddp_timeout):
+            return self._train(resume_folder(self.args, resume_from_checkpoint))
+
+    def _train(self, folder: Path | None) -> TrainOutput:
         if folder is not None:
             restore(self, folder)
         else:
             clear_checkpoints(self.args, self.accelerator)
         start_trackers(self.accelerator, self.args)
         started, first_step = time.perf_counter(), self.state.global_step
+        stopped = self.control.should_training_stop  # before, by itself: a callback clears it when training begins
         self._notify("on_train_begin")
         self._notify("on_epoch_begin")
+        self.control.should_training_stop |= stopped
         if self.args.eval_on_start and folder is None and first_step == 0 and self.eval_specs:
             self._validate()
             self._save()
@@ -189,25 +205,28 @@ class FewShotTrainer:
         accelerator = self.accelerator
         if learner is None:
             learner, params = self.learner, self.detached_params()
-        with accelerator.autocast():
+        with accelerator.autocast(), together(accelerator, self.args.ddp_timeout):
             part = evaluate(
                 learner,
                 params or {},
                 specs,
-                self.reader,
+                partial(read_episode, self.reader),
                 device=accelerator.device,
                 progress=progress and accelerator.is_main_process,
                 shard=(accelerator.process_index, accelerator.num_processes),
             )
-        return merge(gather_object([part]))
+            return merge(gather_object([part]))
 
     def detached_params(self) -> dict[str, Tensor]:
         """The meta-parameters now, outside of any graph."""
         return {name: param.detach() for name, param in self.params.items()}
 
     def log(self, logs: dict[str, float]) -> None:
-        """Record ``logs`` at this step: in ``state.log_history``, with the callbacks, with the trackers."""
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        """Record ``logs`` at this step: on the disk, in ``state.log_history``, with callbacks and trackers."""
+        report = {**logs, "step": self.state.global_step}
+        if self.accelerator.is_main_process and self.args.save_strategy != "no":
+            append_report(self.args.output_dir, report)
+        self.state.log_history.append(report)
         self._notify("on_log", logs=dict(logs))
         if self.accelerator.trackers:
             grouped = {
@@ -229,43 +248,22 @@ class FewShotTrainer:
     def _train_step(self) -> None:
         self._notify("on_step_begin")
         started = time.perf_counter()
-        rounds = self.args.gradient_accumulation_steps
-        total = self._micro_round(0)
-        for micro_round in range(1, rounds):
+        total = summed_over_ranks(self, 0)
+        for micro_round in range(1, self.args.gradient_accumulation_steps):
             self._notify("on_substep_end")
-            total = total + self._micro_round(micro_round)
+            total = total + summed_over_ranks(self, micro_round)
         loss, accuracy = float(total.loss) / total.episodes, float(total.accuracy) / total.episodes
         norm = self._optimizer_step(total)
         if math.isfinite(loss) and math.isfinite(norm):
             self.skipped_in_a_row = 0
             self.meter.update(loss, accuracy, norm, total.episodes, time.perf_counter() - started)
         else:
-            self._skip(loss, norm)
+            skip(self, loss, norm)
         self.state.global_step += 1
         self.state.epoch = self.state.global_step / self.args.max_steps
         self._notify("on_step_end", progress=self.meter.shown(self.score))
         self._log_evaluate_save()
-
-    def _micro_round(self, micro_round: int) -> MetaGrad:
-        """Summed gradients of one micro-round, over all ranks."""
-        indices = self.step_indices(self.state.global_step, micro_round)
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        episodes = [self.reader(self.train_sampler[i]).to(self.accelerator.device) for i in mine]
-        with self.accelerator.autocast():
-            part = self._summed_gradient(episodes)
-        if part.grads.keys() != self.params.keys():
-            raise ValueError(f"meta_grad left out or added {sorted(part.grads.keys() ^ self.params.keys())}.")
-        # Learners are called outside of DistributedDataParallel, so nothing else adds the ranks up. A gradient may come
-        # transposed in memory, and ranks add up memory.
-        parts = {name: grad.contiguous() for name, grad in part.grads.items()}
-        sums = self.accelerator.reduce({**parts, "loss": part.loss, "accuracy": part.accuracy}, reduction="sum")
-        return MetaGrad(sums, sums.pop("loss"), sums.pop("accuracy"), len(indices))
-
-    def _summed_gradient(self, episodes: list[Episode]) -> MetaGrad:
-        if episodes:
-            return self.learner.meta_grad(self.detached_params(), episodes)
-        zero = torch.zeros((), device=self.accelerator.device)
-        return MetaGrad({name: torch.zeros_like(param) for name, param in self.params.items()}, zero, zero, 0)
+        stop_if_lost(self)
 
     def _optimizer_step(self, total: MetaGrad) -> float:
         """Mean, clip, step; the norm before clipping. With a loss or gradient that is not finite nothing changes."""
@@ -295,33 +293,13 @@ class FewShotTrainer:
         """
         if not self._remembered:
             return
-        indices = self._indices()
-        episodes = [self.reader(self.train_sampler[i]).to(self.accelerator.device) for i in indices]
+        step, rounds = self.state.global_step, range(self.args.gradient_accumulation_steps)
+        episodes = read_episodes(self, (i for r in rounds for i in self.step_indices(step, r)))
         learner: Any = self.learner
         with self.accelerator.autocast():
             found = learner.remember(self.detached_params(), episodes)
         for name, value in broadcast(found).items():
             self.params[name].copy_(value)
-
-    def _indices(self) -> list[int]:
-        """Indices of the episodes of this step, over all ranks."""
-        rounds = range(self.args.gradient_accumulation_steps)
-        return [i for r in rounds for i in self.step_indices(self.state.global_step, r)]
-
-    def _skip(self, loss: float, norm: float) -> None:
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        addresses = ", ".join(self.train_sampler[i].address for i in self._indices())
-        found = (
-            f"step {self.state.global_step + 1} has loss {loss} and gradient norm {norm} on the episodes {addresses}"
-        )
-        if self.skipped_in_a_row >= self.args.max_skipped_steps:
-            raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row were not finite; {found}. Lower inner_learning_rate or "
-                f"learning_rate."
-            )
-        if self.accelerator.is_main_process:
-            warnings.warn(f"Skipped: {found}.", stacklevel=2)
 
     def _log_evaluate_save(self) -> None:
         if self.control.should_log and self.meter.steps:
@@ -344,13 +322,6 @@ class FewShotTrainer:
         if self.control.should_save:
             save(self)
             self._notify("on_save")
-
-    def _own_callbacks(self) -> list[TrainerCallback]:
-        own: list[TrainerCallback] = [DefaultFlowCallback()]
-        own.append(LinePrinterCallback() if self.args.disable_tqdm else EpisodeProgressCallback())
-        if self.args.early_stopping_patience is not None:
-            own.append(EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold))
-        return own
 
     def _notify(self, event: str, **extra: Any) -> None:
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **extra)

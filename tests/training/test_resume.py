@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, find_checkpoint, read_checkpoint, resume
+from fewshot_nlp.training import DamagedCheckpoint, FewShotTrainer, checkpoint, find_checkpoint, read_checkpoint, resume
 from fewshot_nlp.training.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, write_checkpoint
 from tests.training.toy import ToyLearner, ToySampler, toy_args, toy_reader, toy_trainer
 
@@ -140,20 +140,39 @@ def test_damaged_manifest_is_found(tmp_path, content):
         read_checkpoint(tmp_path / "checkpoint-7")
 
 
-def test_half_written_checkpoint_is_invisible_and_replaced(tmp_path):
-    aside = tmp_path / ".checkpoint-2.partial"
-    aside.mkdir(parents=True)
-    (aside / "params.safetensors").write_bytes(b"half")
+@pytest.mark.parametrize("name", [".checkpoint-3.partial", ".checkpoint-2.stale", ".saving-xyz"])
+def test_what_was_half_written_or_half_deleted_is_invisible_and_cleared(tmp_path, name):
+    def leave_half():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "params.safetensors").write_bytes(b"half")
+
+    leave_half()
     assert list_checkpoints(tmp_path) == []
     toy_trainer(tmp_path, **SAVING).train()
-    assert not aside.exists()
+    assert not (tmp_path / name).exists()
     assert read_checkpoint(tmp_path / "checkpoint-2").state["global_step"] == 2
+    leave_half()
+    toy_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced_whole(tmp_path, monkeypatch):
+    old, new = (Checkpoint({"w": torch.full((3,), value)}, {}, {}, {}) for value in (0.0, 1.0))
+    write_checkpoint(tmp_path, 1, old)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_files", lambda folder, content: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            write_checkpoint(tmp_path, 1, new)
+    assert torch.equal(read_checkpoint(tmp_path / "checkpoint-1").params["w"], old.params["w"])
+    write_checkpoint(tmp_path, 1, new)
+    assert torch.equal(read_checkpoint(tmp_path / "checkpoint-1").params["w"], new.params["w"])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     toy_trainer(tmp_path, **SAVING, hub_token="hf_secretsecret").train()
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
     assert all(b"hf_secret" not in path.read_bytes() for path in files)
     manifest = json.loads((tmp_path / "checkpoint-7" / "manifest.json").read_text())
     assert set(manifest) == set(FILES)
@@ -263,6 +282,35 @@ def test_a_checkpoint_from_before_a_setting_was_there_has_its_default(tmp_path, 
     learner.config = FewShotConfig(use_label_names=True)
     with pytest.raises(ValueError, match="trained with use_label_names=False, and this run has use_label_names=True"):
         toy_trainer(tmp_path, learner, **SAVING).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_auto_goes_on_or_begins(tmp_path, step):
+    settings = {**SAVING, "resume_from_checkpoint": "auto"}
+    with pytest.raises(Killed):
+        toy_trainer(tmp_path / "killed", callbacks=[Kill(step)], **settings).train()
+    assert bool(list_checkpoints(tmp_path / "killed")) == (step == 5)
+    again = toy_trainer(tmp_path / "killed", **settings)
+    again.train()
+    whole = toy_trainer(tmp_path / "whole", **SAVING)
+    whole.train()
+    assert torch.equal(again.params["head.w"], whole.params["head.w"])
+
+
+def test_a_run_that_stopped_early_is_not_trained_on(tmp_path):
+    """Killed after its last step, for example in the test that follows."""
+    settings = {**SAVING, "eval_strategy": "steps", "eval_steps": 2, "early_stopping_patience": 1}
+    settings["greater_is_better"] = False
+    whole = toy_trainer(tmp_path, **settings)
+    assert whole.train().global_step == 4
+    resumed = toy_trainer(tmp_path, **settings)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+    assert torch.equal(resumed.params["head.w"], whole.params["head.w"])
+
+
+def test_a_run_that_reached_its_last_step_can_be_made_longer(tmp_path):
+    toy_trainer(tmp_path, **SAVING).train()
+    assert toy_trainer(tmp_path, **{**SAVING, "max_steps": 9}).train(resume_from_checkpoint=True).global_step == 9
 
 
 def test_nothing_to_resume_from_is_an_error(tmp_path):

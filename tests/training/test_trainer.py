@@ -237,7 +237,7 @@ class Poisoned(ToyLearner):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_named(tmp_path, value):
     trainer = toy_trainer(tmp_path, Poisoned({4}, value), max_steps=3, **SGD)
     w = weights(trainer).clone()
-    with pytest.warns(UserWarning, match=r"step 2 .*toy/train/3, toy/train/4, toy/train/5"):
+    with pytest.warns(UserWarning, match=r"step 2: .* not finite by themselves: toy/train/4\. Replay one"):
         out = trainer.train()
     for indices in (range(0, 3), range(6, 9)):
         w = w - 0.1 * mean_gradient(w, indices)
@@ -252,7 +252,31 @@ def test_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
     trainer = toy_trainer(tmp_path, Poisoned(range(3, 100)), max_skipped_steps=2)
     with pytest.raises(FloatingPointError, match=r"2 steps in a row .* Lower inner_learning_rate"):
         trainer.train()
-    assert trainer.state.global_step == 2
+    assert trainer.state.global_step == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Skipped")
+def test_a_run_that_stops_at_skipped_steps_is_saved(tmp_path):
+    settings = {"max_skipped_steps": 2, "save_strategy": "steps", "save_steps": 50}
+    trainer = toy_trainer(tmp_path, Poisoned(range(3, 9)), **settings)
+    with pytest.raises(FloatingPointError, match=r"Step 3 is saved\. Lower"):
+        trainer.train()
+    # The episodes after it are sound.
+    resumed = toy_trainer(tmp_path, Poisoned(range(3, 9)), **settings)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 6
+    assert resumed.skipped_steps == 2
+
+
+def test_a_sum_of_finite_episodes_that_is_not_finite_is_told_so(tmp_path):
+    class Huge(ToyLearner):
+        def meta_grad(self, params, episodes):
+            part = super().meta_grad(params, episodes)
+            part.grads["head.w"][0, 0] = torch.tensor(2e38) * len(episodes)
+            return part
+
+    with pytest.warns(UserWarning, match="each of its episodes alone is finite"):
+        toy_trainer(tmp_path, Huge(), max_steps=1).train()
 
 
 def test_skipped_steps_far_apart_do_not_stop_the_run(tmp_path):

@@ -109,6 +109,12 @@ class FewShotConfig:
     label_name_weight: int = field(
         default=1, metadata={"help": "How many support examples the name of a class counts for, where it is used."}
     )
+    names_in_training_alone: bool = field(
+        default=False,
+        metadata={
+            "help": "Training tasks come with the names of their classes, and tasks to be answered later do without."
+        },
+    )
     learn_label_name_weight: bool = field(
         default=False,
         metadata={"help": "Learn how much a name counts for in a class mean; label_name_weight is where it starts."},
@@ -136,6 +142,10 @@ class FewShotConfig:
         default=None, metadata={"help": "Layers that LoRA changes, counted from 0; all if not given."}
     )
 
+    center_features: bool = field(
+        default=False,
+        metadata={"help": "Subtract the mean feature of training examples from all features, and learn it further."},
+    )
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
     head_init: str = field(
         default="prototype",
@@ -278,6 +288,7 @@ class FewShotConfig:
             "condition_on_names": self.condition_on_names,
             "head_init": self.head_init == "names",
             "label_texts": self.label_texts != "name",
+            "names_in_training_alone": self.names_in_training_alone,
         }
         for name, told in reads.items():
             if told and not self.use_label_names:
@@ -295,6 +306,17 @@ class FewShotConfig:
                 f"learn_label_name_weight weighs names in class means, and head_init={self.head_init!r} has none. Use "
                 f"head_init='prototype'."
             )
+
+        if self.names_in_training_alone and (self.head_reads_names or self.condition_on_names):
+            raise ValueError(
+                "names_in_training_alone leaves nothing to read to learn_label_name_weight, head_init='names' and "
+                "condition_on_names, once a task comes without names. Leave one or the other out."
+            )
+
+    @property
+    def tells_names(self) -> bool:
+        """Whether the names of the classes are given of the tasks that are to be answered."""
+        return self.use_label_names and not self.names_in_training_alone
 
     @property
     def head_reads_names(self) -> bool:

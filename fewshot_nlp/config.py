@@ -142,6 +142,11 @@ class FewShotConfig:
         default=None, metadata={"help": "Layers that LoRA changes, counted from 0; all if not given."}
     )
 
+    layers_to_train: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers that adapter=full trains, counted from 0; the whole backbone if not given."},
+    )
+
     center_features: bool = field(
         default=False,
         metadata={"help": "Subtract the mean feature of training examples from all features, and learn it further."},
@@ -222,6 +227,11 @@ class FewShotConfig:
         self._check_names()
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         at_least("lora_r", self.lora_r, 1)
+        if self.layers_to_train is not None and (self.adapter != "full" or not self.layers_to_train):
+            raise ValueError(
+                f"layers_to_train={self.layers_to_train!r} says which layers adapter='full' trains, and adapter="
+                f"{self.adapter!r}. Name at least one layer with adapter='full'; for LoRA use lora_layers_to_transform."
+            )
         at_least("lora_alpha", self.lora_alpha, 1)
         at_least("head_scale", self.head_scale, 0.0, float, above=True)
         at_least("inner_steps", self.inner_steps, 0)

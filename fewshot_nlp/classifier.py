@@ -124,7 +124,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_examples(examples, encoder.kind)
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        names = self._names(classes, learner.config) if learner.config.use_label_names else []
+        names = self._names(classes, learner.config) if learner.config.tells_names else []
         support = labelled(encoder(examples + names), torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes

@@ -126,6 +126,12 @@ class FewShotConfig:
     label_name_weight: int = field(
         default=1, metadata={"help": "How many support examples the name of a class counts for, where it is used."}
     )
+    names_in_training_alone: bool = field(
+        default=False,
+        metadata={
+            "help": "Training tasks come with the names of their classes, and tasks to be answered later do without."
+        },
+    )
     learn_label_name_weight: bool = field(
         default=False,
         metadata={"help": "Learn how much a name counts for in a class mean; label_name_weight is where it starts."},
@@ -153,6 +159,15 @@ class FewShotConfig:
         default=None, metadata={"help": "Layers that LoRA changes, counted from 0; all if not given."}
     )
 
+    layers_to_train: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers that adapter=full trains, counted from 0; the whole backbone if not given."},
+    )
+
+    center_features: bool = field(
+        default=False,
+        metadata={"help": "Subtract the mean feature of training examples from all features, and learn it further."},
+    )
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
     head_init: str = field(
         default="prototype",
@@ -233,6 +248,11 @@ class FewShotConfig:
         self._check_names()
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         at_least("lora_r", self.lora_r, 1)
+        if self.layers_to_train is not None and (self.adapter != "full" or not self.layers_to_train):
+            raise ValueError(
+                f"layers_to_train={self.layers_to_train!r} says which layers adapter='full' trains, and adapter="
+                f"{self.adapter!r}. Name at least one layer with adapter='full'; for LoRA use lora_layers_to_transform."
+            )
         at_least("lora_alpha", self.lora_alpha, 1)
         at_least("head_scale", self.head_scale, 0.0, float, above=True)
         at_least("inner_steps", self.inner_steps, 0)
@@ -299,6 +319,7 @@ class FewShotConfig:
             "condition_on_names": self.condition_on_names,
             "head_init": self.head_init == "names",
             "label_texts": self.label_texts != "name",
+            "names_in_training_alone": self.names_in_training_alone,
         }
         for name, told in reads.items():
             if told and not self.use_label_names:
@@ -316,6 +337,17 @@ class FewShotConfig:
                 f"learn_label_name_weight weighs names in class means, and head_init={self.head_init!r} has none. Use "
                 f"head_init='prototype'."
             )
+
+        if self.names_in_training_alone and (self.head_reads_names or self.condition_on_names):
+            raise ValueError(
+                "names_in_training_alone leaves nothing to read to learn_label_name_weight, head_init='names' and "
+                "condition_on_names, once a task comes without names. Leave one or the other out."
+            )
+
+    @property
+    def tells_names(self) -> bool:
+        """Whether the names of the classes are given of the tasks that are to be answered."""
+        return self.use_label_names and not self.names_in_training_alone
 
     @property
     def head_reads_names(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-#: Tensors by name. Names start with the owner: ``model.``, ``head.``, ``rule.``, ``learner.`` or ``film.``.
+#: Tensors by name. Names start with the owner: ``model.``, ``head.``, ``rule.``, ``learner.``, ``features.``, ``film.``
 Params = Mapping[str, Tensor]
 
 #: What a learner knows about one task after ``adapt``. Only the learner that made it reads it.

@@ -119,7 +119,7 @@ def execute(run: StreamRun) -> dict[str, Any]:
         _announce(run)
     pools = [pool for stage in run.stages for pool in stage.pools.values()]
     encoder = TextEncoder(learner.model.tokenizer, config.max_length)
-    reader = EpisodeReader(pools, encoder, use_label_names=config.use_label_names)
+    reader = EpisodeReader(pools, encoder, use_label_names=config.tells_names)
     output = learn_stream(learner, args, lifelong, run.training, reader, run.held_out, accelerator)
     results: dict[str, Any] = {
         "lifelong": {shots: matrix.to_dict() for shots, matrix in output.matrices.items()},

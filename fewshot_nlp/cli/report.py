@@ -53,7 +53,7 @@ def announce(
     trained = sum(value.numel() for value in params.values())
     shots = f"{episodes.k_shot}" + (f" to {episodes.max_k_shot}" if episodes.max_k_shot else "")
     ways = f"{episodes.n_way}" + (f" to {episodes.max_n_way}" if episodes.max_n_way else "")
-    shots += "-shot, class names are known" if config.use_label_names else "-shot"
+    shots += "-shot, class names are known" if config.tells_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
     lines = {

@@ -32,6 +32,7 @@ from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.hub.card import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
+from fewshot_nlp.learners.centring import centred
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
@@ -139,11 +140,13 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         [*pools.values(), *train.pools.values()],
         learner.model.encoder(),
         use_label_names=config.use_label_names,
+        names_in_training_alone=config.names_in_training_alone,
         label_texts=config.label_texts,
         unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
         n_unlabelled=episodes.n_unlabelled,
     )
-    trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator)
+    start = centred(learner, learner.init_params(), list(train.pools.values()), args.seed)
+    trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
     return Run(settings, pools, train.pools, learner, trainer, test, repo_id, command)
@@ -179,7 +182,7 @@ def execute(run: Run) -> dict[str, Any]:
             episodes=args.test_episodes,
             seed=EVAL_SEED,
             transductive=learner.transductive,
-            uses_label_names=learner.config.use_label_names,
+            uses_label_names=learner.config.tells_names,
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
         )

@@ -129,6 +129,7 @@ class EpisodeReader:
         encoder: how texts or images become tensors.
         cache_size: how many rows to keep, the latest used; by default what the encoder says.
         use_label_names: give the readable names of the classes with the support set.
+        names_in_training_alone: give them with training episodes alone.
         label_texts: what is given for a name: ``"name"``, or ``"description"``, the pool's sentence about the class.
         unlabelled: texts of the domain that is to be answered for, given without labels beside training episodes.
         n_unlabelled: how many of them an episode has; which ones follows from its address.
@@ -147,6 +148,7 @@ class EpisodeReader:
         label_texts: str = "name",
         unlabelled: Pool | None = None,
         n_unlabelled: int = 0,
+        names_in_training_alone: bool = False,
     ) -> None:
         at_least("n_unlabelled", n_unlabelled, 0)
         if n_unlabelled > (0 if unlabelled is None else len(unlabelled)):
@@ -157,7 +159,7 @@ class EpisodeReader:
         self.encoder = encoder
         self.cache_size = encoder.cache_size if cache_size is None else cache_size
         at_least("cache_size", self.cache_size, 0)
-        self.use_label_names = use_label_names
+        self.use_label_names, self.names_in_training_alone = use_label_names, names_in_training_alone
         choice("label_texts", label_texts, LABEL_TEXTS)
         self.label_texts = label_texts
         self.unlabelled, self.n_unlabelled = unlabelled, n_unlabelled
@@ -172,8 +174,9 @@ class EpisodeReader:
                     f"The pool {pool.name}/{pool.split} holds {pool.kind}s, and the encoder takes {encoder.kind}s. Use "
                     f"a backbone for {pool.kind}s, or other data."
                 )
-        for pool in self._pools.values() if use_label_names else ():
-            _check_names(pool, label_texts)
+        for pool in self._pools.values():
+            if self._names(pool.split):
+                _check_names(pool, label_texts)
         self._encoded: OrderedDict[Key, Any] = OrderedDict()
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
@@ -190,7 +193,7 @@ class EpisodeReader:
         support: list[int | str] = [row for rows in spec.support for row in rows]
         query: list[int | str] = [*(row for rows in spec.query for row in rows), *spec.out_of_scope]
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
-        names = list(spec.classes) if self.use_label_names else []
+        names = list(spec.classes) if self._names(spec.split) else []
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
@@ -199,6 +202,10 @@ class EpisodeReader:
             self._batch(pool, query, query_labels, spec),
             self._without_labels(spec),
         )
+
+    def _names(self, split: str) -> bool:
+        """Whether episodes of ``split`` come with the names of their classes."""
+        return self.use_label_names and (split == "train" or not self.names_in_training_alone)
 
     def _without_labels(self, spec: EpisodeSpec) -> Batch | None:
         if self.unlabelled is None or not self.n_unlabelled or spec.split != "train":

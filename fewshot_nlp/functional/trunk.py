@@ -130,6 +130,16 @@ class Trunk:
         raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
 
 
+def find_layers(module: nn.Module) -> nn.ModuleList | None:
+    """The stack of like layers that makes up most of ``module``, if it has one."""
+    stacks = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList) and len(part) > 1 and len({type(layer) for layer in part}) == 1
+    ]
+    return max(stacks, key=lambda stack: sum(value.numel() for value in stack.parameters()), default=None)
+
+
 def find_trunk(module: nn.Module, trained: Sequence[str], alone: bool = True) -> Trunk | None:
     """The layers of ``module`` below every parameter in ``trained``, if there are any; ``alone`` as of ``Trunk``.
 

@@ -238,7 +238,7 @@ def _usage(config: FewShotConfig, info: AdapterInfo, source: str) -> str:
         f'classifier = FewShotClassifier.from_pretrained("{source}").fit({info.kind}s, labels)\n'
         f"classifier.predict(new_{info.kind}s)\n```",
         _LABELS[config.label_texts]
-        if config.use_label_names
+        if config.tells_names
         else "`labels` are strings or numbers of your own; one example a class is enough.",
     ]
     name = config.model_name_or_path
@@ -279,9 +279,8 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         + (f"; pooling: {config.pooling}; texts of up to {config.max_length} tokens" if info.kind == "text" else ""),
     ]
     if config.use_label_names:
-        lines.append(
-            f"- the {config.label_texts}s of the classes are {_use_of_names(config)}; examples in the baselines"
-        )
+        known = "in training alone" if config.names_in_training_alone else "examples in the baselines"
+        lines.append(f"- the {config.label_texts}s of the classes are {_use_of_names(config)}; {known}")
     if info.datasets:
         named = [name if name in info.hub_datasets else Path(name).name for name in info.datasets]
         lines.insert(0, f"- data: {_names(named)}")

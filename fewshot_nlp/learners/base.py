@@ -16,7 +16,7 @@ from fewshot_nlp.config import FewShotConfig, from_mapping
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves
-from fewshot_nlp.learners import metadata
+from fewshot_nlp.learners import centring, metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
@@ -133,6 +133,8 @@ class BaseLearner(ABC):
         own = {**(self.head.init_params() if self.uses_head else {}), **self.networks.init_params()}
         if self.config.condition_on_names:
             own |= metadata.init_params(self.model.hidden_size)
+        if self.config.center_features:
+            own |= centring.init_params(self.model.hidden_size)
         own = {name: value.to(self.model.device, self.model.dtype) for name, value in own.items()}
         return {**self.model.init_params(), **own}
 
@@ -144,6 +146,8 @@ class BaseLearner(ABC):
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
         features = self._bare_features(params, inputs)
+        if self.config.center_features:
+            features = features - params[centring.CENTRE]
         return metadata.modulate(params, features) if self.config.condition_on_names else features
 
     def _bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.trunk import find_layers
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -127,6 +128,23 @@ def fit_prompt(module: Any, settings: Any) -> None:
         )
 
 
+def unfreeze(module: Any, config: FewShotConfig) -> nn.Module:
+    """Train all of ``module``, or ``config.layers_to_train``; ``ValueError`` where it has not got these."""
+    if config.layers_to_train is None:
+        return module.requires_grad_(True)
+    layers = find_layers(module) or ()
+    wrong = [i for i in config.layers_to_train if not 0 <= i < len(layers)]
+    if wrong:
+        raise ValueError(
+            f"layers_to_train={config.layers_to_train} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
+            f"{len(layers)} layers, counted from 0. Name some of them, or leave it out to train all."
+        )
+    module.requires_grad_(False)
+    for i in config.layers_to_train:
+        layers[i].requires_grad_(True)
+    return module
+
+
 def build_adapter(
     module: Any,
     config: FewShotConfig,
@@ -153,7 +171,7 @@ def build_adapter(
         fit_prompt(module, settings)
     check_length(module, config.max_length, settings.num_virtual_tokens if is_prompt else 0)
     if settings is None:
-        return module.requires_grad_(config.adapter == "full")
+        return unfreeze(module, config) if config.adapter == "full" else module.requires_grad_(False)
     settings.inference_mode = False
     if module.main_input_name == "pixel_values":
         # Any task of PEFT's passes on what texts have, which some vision models refuse.

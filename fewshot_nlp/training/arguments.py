@@ -64,6 +64,11 @@ class FewShotTrainingArguments:
     max_skipped_steps: int = _help(
         "Save and stop after this many steps in a row whose loss or gradient is not a finite number.", 10
     )
+    weight_interpolation: float = _help(
+        "What is validated and kept is the start plus this share of what training changed; 1 is all of it, and less "
+        "forgets less of the backbone (WiSE-FT).",
+        1.0,
+    )
     bf16: bool = _help("Run the backbone under bfloat16 autocast.", False)
     use_cpu: bool = _help("Train on the CPU even where there is an accelerator.", False)
     ddp_timeout: int = _help("Seconds after which a process gives up waiting for the others.", 1800)
@@ -135,6 +140,10 @@ class FewShotTrainingArguments:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is out of range. Use a value from 0 to below 1.")
+        if not 0 < self.weight_interpolation <= 1:
+            raise ValueError(
+                f"weight_interpolation={self.weight_interpolation!r} is out of range. Use a share above 0 and up to 1."
+            )
         choice("optim", self.optim, OPTIMIZERS)
         choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULERS)
         choice("eval_strategy", self.eval_strategy, EVAL_STRATEGIES)

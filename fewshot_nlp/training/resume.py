@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 #: Settings that a resumed run shares with the run that it resumes: any other value would train on other episodes, or
 #: be silently overruled by the saved optimiser.
-FIXED = ("seed", "meta_batch_size", "gradient_accumulation_steps", "optim", "learning_rate", "lr_scheduler_type")
+FIXED = ("seed", "meta_batch_size", "gradient_accumulation_steps", "optim", "learning_rate", "lr_scheduler_type",
+         "weight_interpolation")  # fmt: skip
 
 
 def save(trainer: FewShotTrainer) -> None:
@@ -217,7 +218,7 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
 
 def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
     # A setting that has come since the checkpoint was written had its default.
-    saved = {**FewShotConfig().to_dict(), **saved}
+    saved = {**FewShotConfig().to_dict(), "weight_interpolation": 1.0, **saved}
     for name, value in own.items():
         if saved.get(name) == value:
             continue

@@ -70,6 +70,7 @@ class FewShotTrainer:
             ``args.eval_episodes`` of each are used every time.
         callbacks: transformers' callbacks, beside those that ``args`` asks for.
         accelerator: one that exists already; built from ``args`` if not given.
+        params: where training starts; ``learner.init_params()`` if not given.
 
     Attributes:
         params: the meta-parameters by name, as they are now.
@@ -90,6 +91,7 @@ class FewShotTrainer:
         eval_samplers: Mapping[str, Sampler] | None = None,
         callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = (),
         accelerator: Accelerator | None = None,
+        params: Params | None = None,
     ) -> None:
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
@@ -105,10 +107,12 @@ class FewShotTrainer:
         if model is not None:
             model.to(self.accelerator.device)
         # Every process starts where the first one does, however it was seeded.
-        start = {name: value.to(self.accelerator.device) for name, value in learner.init_params().items()}
+        given = learner.init_params() if params is None else params
+        start = {name: value.detach().clone().to(self.accelerator.device) for name, value in given.items()}
         if not start:
             raise ValueError("The learner has no parameters to train. Evaluate it as it is.")
-        self.params = {name: nn.Parameter(value) for name, value in broadcast(start).items()}
+        self._start = broadcast(start)
+        self.params = {name: nn.Parameter(value.clone()) for name, value in self._start.items()}
         # What the learner's own ``remember`` writes, and the optimiser does not.
         self._remembered: frozenset[str] = getattr(learner, "remembered", frozenset())
         self.optimizer = build_optimizer(self.params, args)
@@ -172,6 +176,9 @@ class FewShotTrainer:
             self._train_step()
         self._notify("on_epoch_end")
         loaded = load_best(self) if self.args.load_best_model_at_end else None
+        with torch.no_grad():
+            for name, value in self.interpolated_params().items():
+                self.params[name].copy_(value)
         seconds = time.perf_counter() - started
         episodes = (self.state.global_step - first_step) * self.args.episodes_per_step
         metrics = {
@@ -204,7 +211,7 @@ class FewShotTrainer:
         """Evaluate a learner, by default the trained one; each rank takes a share of ``specs``, all get the whole."""
         accelerator = self.accelerator
         if learner is None:
-            learner, params = self.learner, self.detached_params()
+            learner, params = self.learner, self.interpolated_params()
         with accelerator.autocast(), together(accelerator, self.args.ddp_timeout):
             part = evaluate(
                 learner,
@@ -220,6 +227,18 @@ class FewShotTrainer:
     def detached_params(self) -> dict[str, Tensor]:
         """The meta-parameters now, outside of any graph."""
         return {name: param.detach() for name, param in self.params.items()}
+
+    @torch.no_grad()
+    def interpolated_params(self) -> dict[str, Tensor]:
+        """What is validated, and kept at the end: ``θ0 + α (θ - θ0)`` of the start ``θ0`` and the meta-parameters
+        ``θ``, with ``α = args.weight_interpolation`` (WiSE-FT, Wortsman et al., CVPR 2022, arXiv:2109.01903)."""
+        share = self.args.weight_interpolation
+        if share == 1:
+            return self.detached_params()
+        return {
+            name: param.detach() if name in self._remembered else self._start[name].lerp(param, share)
+            for name, param in self.params.items()
+        }
 
     def log(self, logs: dict[str, float]) -> None:
         """Record ``logs`` at this step: on the disk, in ``state.log_history``, with callbacks and trackers."""

@@ -30,7 +30,7 @@ def validation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, flo
 
 def check_label_names(learner: Any, reader: Any) -> None:
     """Raise ``ValueError`` where a learner is to be given the names of classes and its reader leaves them out."""
-    for name, default in (("use_label_names", False), ("label_texts", "name")):
+    for name, default in (("use_label_names", False), ("names_in_training_alone", False), ("label_texts", "name")):
         told = getattr(getattr(learner, "config", None), name, default)
         given = getattr(reader, name, told)
         if told != given:

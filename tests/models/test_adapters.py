@@ -318,3 +318,25 @@ def test_reading_the_config_of_an_adapter(saved):
     settings = read_peft_config(saved[0])
     assert isinstance(settings, peft.LoraConfig)
     assert settings.r == 2
+
+
+def test_full_fine_tuning_of_some_layers(bert_folder):
+    """What is below them is a trunk, and nothing else changes: saving and reloading are those of a whole model."""
+    model = FewShotModel.build(tiny_config(bert_folder, adapter="full", layers_to_train=[1]))
+    own = dict(model.module.named_parameters())
+    assert set(model.trainable) == {name for name in own if name.startswith("encoder.layer.1.")}
+    assert model.trunk is not None and model.trunk.depth == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter": "full", "layers_to_train": [2]}, r"names 2, and the backbone .* has 2 layers"),
+        ({"adapter": "full", "layers_to_train": [-1]}, "names -1"),
+        ({"adapter": "full", "layers_to_train": []}, "Name at least one layer"),
+        ({"adapter": "lora", "layers_to_train": [1]}, "for LoRA use lora_layers_to_transform"),
+    ],
+)
+def test_layers_that_cannot_be_trained_are_refused(bert_folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotModel.build(tiny_config(bert_folder, **settings))

@@ -80,6 +80,35 @@ def test_adamw_with_weight_decay_equals_torch(tmp_path):
     torch.testing.assert_close(weights(trainer), w.detach())
 
 
+def test_a_share_of_what_training_changed_is_validated_and_kept(tmp_path):
+    """The steps themselves are those of a run that keeps all."""
+    whole = toy_trainer(tmp_path / "whole", **SGD)
+    start = weights(whole).clone()
+    whole.train()
+    evaluation = {"eval_strategy": "steps", "eval_steps": 6}
+    part = toy_trainer(tmp_path / "part", weight_interpolation=0.25, **evaluation, **SGD)
+    part.train()
+    torch.testing.assert_close(weights(part), start + 0.25 * (weights(whole) - start))
+    shared = part.evaluate_on(part.eval_specs["1-shot"], part.learner, part.detached_params())
+    assert part.state.log_history[-1]["eval_1-shot_loss"] == pytest.approx(shared.loss, rel=1e-6)
+
+
+def test_training_starts_at_the_parameters_that_are_given(tmp_path):
+    given = {"head.w": torch.full((4, 3), 0.5)}
+    trainer = FewShotTrainer(
+        ToyLearner(), toy_args(tmp_path, max_steps=1, **SGD), ToySampler(), toy_reader, params=given
+    )
+    trainer.train()
+    torch.testing.assert_close(weights(trainer), given["head.w"] - 0.1 * mean_gradient(given["head.w"], range(3)))
+    assert (given["head.w"] == 0.5).all()
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_is_above_none_and_up_to_all(tmp_path, share):
+    with pytest.raises(ValueError, match=f"weight_interpolation={share} is out of range"):
+        toy_args(tmp_path, weight_interpolation=share)
+
+
 def test_user_callback_sees_every_event_in_order(tmp_path):
     events = []
 

@@ -1,0 +1,96 @@
+"""Features around their mean, against the mean taken by hand."""
+
+from itertools import product
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn.functional import normalize
+
+from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.centring import CENTRE, centred
+from fewshot_nlp.models.heads import SCALE
+from tests.data.toy_data import make_pool
+from tests.tiny import WORDS, random_episode, tiny_config
+
+EPISODE = random_episode([1, 3, 2])
+
+
+def spoken(count, name="toy"):
+    """A pool of one class, of texts that a tiny backbone can tell apart."""
+    texts = [" ".join(words) for words in product(WORDS, repeat=2)][-count:]
+    return Pool(name, "train", {"all": tuple(range(count))}, Dataset.from_dict({"text": texts}))
+
+
+@pytest.fixture
+def learner(bert_folder):
+    return build_learner(tiny_config(bert_folder, learner="protonet", head="prototype", center_features=True))
+
+
+def test_the_centre_is_the_mean_feature_of_training_examples(learner):
+    pools = [spoken(12), spoken(3, "other")]
+    start = learner.init_params()
+    assert not start[CENTRE].any()
+    found = centred(learner, start, pools)
+    texts = [text for pool in pools for text in pool.examples(list(range(pool.dataset.num_rows)))]
+    features = learner.model.features(start, learner.model.encoder()(texts)).detach()
+    assert len(features) == 15
+    torch.testing.assert_close(found[CENTRE], features.mean(dim=0))
+    assert all(torch.equal(found[name], start[name]) for name in start if name != CENTRE)
+    assert not start[CENTRE].any()
+
+
+def test_few_of_many_examples_are_drawn_by_the_seed(learner, monkeypatch):
+    monkeypatch.setattr("fewshot_nlp.learners.centring.EXAMPLES", 4)
+    pools, start = [spoken(18)], learner.init_params()
+    one, again, other = (centred(learner, start, pools, seed)[CENTRE] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, other)
+
+
+def test_prototypes_are_compared_around_the_centre(learner):
+    params = centred(learner, learner.init_params(), [spoken(12)])
+    support, query = EPISODE.support, EPISODE.query
+    found = learner.predict(params, learner.adapt(params, support), query)
+    examples, queries = (learner.model.features(params, b.inputs).detach() - params[CENTRE] for b in (support, query))
+    means = torch.stack([examples[support.labels == c].mean(0) for c in range(3)])
+    torch.testing.assert_close(found, params[SCALE].exp() * normalize(queries, dim=-1) @ normalize(means, dim=-1).T)
+
+
+def test_without_a_centre_nothing_changes(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="protonet", head="prototype"))
+    start = learner.init_params()
+    found = centred(learner, start, [spoken(5)])
+    assert found.keys() == start.keys()
+    assert all(torch.equal(found[name], start[name]) for name in start)
+
+
+def test_names_may_be_given_in_training_alone(learner):
+    pools = {split: make_pool({"cat": 5, "dog": 7}, split=split) for split in ("train", "validation", "test")}
+    reader = EpisodeReader(pools, learner.model.encoder(), use_label_names=True, names_in_training_alone=True)
+    sizes = {"n_way": 2, "k_shot": 1, "n_query": 1}
+    told = {split: reader(EpisodeSampler(pool, **sizes)[0]).support.names for split, pool in pools.items()}
+    assert told["train"]["input_ids"].shape[0] == 2
+    assert told["validation"] is told["test"] is None
+
+
+def test_names_that_are_never_read_may_be_numbers(learner):
+    pools = {"train": make_pool({"cat": 5, "dog": 7}), "test": make_pool({"1": 5, "2": 7}, split="test")}
+    EpisodeReader(pools, learner.model.encoder(), use_label_names=True, names_in_training_alone=True)
+    with pytest.raises(ValueError, match="no words in its name"):
+        EpisodeReader(pools, learner.model.encoder(), use_label_names=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "names_in_training_alone=True reads the names.*Set use_label_names"),
+        ({"use_label_names": True, "head": "linear", "head_init": "names"}, "leaves nothing to read"),
+        ({"use_label_names": True, "learn_label_name_weight": True}, "leaves nothing to read"),
+        ({"use_label_names": True, "condition_on_names": True}, "leaves nothing to read"),
+    ],
+)
+def test_what_needs_names_of_every_task_is_refused(bert_folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(bert_folder, names_in_training_alone=True, **settings)

@@ -39,7 +39,7 @@ def open_dataset(
     """The splits of a data set, a name for it, and where it came from.
 
     A file or folder of the name wins over an embedded set, and that over the Hub. For ``home_intents`` the
-    ``config_name`` is the language.
+    ``config_name`` is the language; ``glyphs`` has none.
 
     Raises:
         FileNotFoundError: a path to nothing.

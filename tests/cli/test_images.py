@@ -158,7 +158,7 @@ class TestCIFAR:
         lists = {"classes": names, "train": names[:2], "validation": names[2:4], "test": names[4:]}
         (archive / "split_1.json").write_text(json.dumps(lists))
         load(ROOT / "data_scripts" / "cifar_fs.py").main(["--data_dir", str(archive), "--output_dir", str(folder)])
-        tiny = f"--model_name_or_path {tiny_resnet(tmp_path / 'net')} --eval_n_way 2 {TINY}"
+        tiny = f"--model_name_or_path {tiny_resnet(tmp_path / 'net')} --eval_n_way 2 {TINY} --baseline_episodes 0"
         tiny += " --lora_layers_to_transform 0 --eval_strategy no --save_strategy no --load_best_model_at_end false"
         given = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *shlex.split(tiny)]
         monkeypatch.setattr(sys, "argv", ["images.py", *given])

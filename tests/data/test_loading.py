@@ -94,7 +94,7 @@ def test_a_hub_id_is_known_only_of_what_came_from_the_hub(dataset, tmp_path, mon
     for local in ("banking77", dataset, DatasetDict(train=dataset)):
         assert {pool.hub_id for pool in load_pools(local).values()} == {None}
     assert not asked
-    monkeypatch.setitem(EMBEDDED, "home_intents", lambda language: DatasetDict(train=dataset))
+    monkeypatch.setitem(EMBEDDED, "home_intents", lambda: DatasetDict(train=dataset))
     assert load_pools("home_intents")["train"].hub_id is None
 
 
@@ -112,7 +112,9 @@ def test_nothing_there_is_an_error(tmp_path):
 
 def test_a_hub_that_cannot_be_reached_is_an_error(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"'someone/something' is no file or folder, no embedded set \(home_intents\)"):
+    with pytest.raises(
+        ValueError, match=r"'someone/something' is no file or folder, no embedded set \(home_intents, glyphs\)"
+    ):
         load_pools("someone/something")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,10 @@ def test_a_pooler_without_weights_is_left_out(tmp_path, images):
     bare.save_pretrained(folder)
     found = model_of(folder).features({}, images)
     torch.testing.assert_close(found, bare(**images).last_hidden_state[:, 0].detach(), rtol=1e-5, atol=1e-5)
+    learner = build_learner(tiny_config(folder, adapter="full", learner="protonet", head="prototype"))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path / "saved")
+    loaded = FewShotAdapter.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(loaded.learner.model.features(loaded.params, images), found, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="pooling='pooler' is not there"):
         _ = model_of(folder, pooling="pooler").hidden_size
 
@@ -94,6 +99,21 @@ def test_of_clip_the_images_half_is_loaded(vision, caplog):
     assert own.keys() == module.state_dict().keys()
     assert all(torch.equal(value, own[name]) for name, value in module.state_dict().items())
     assert isinstance(processor, ViTImageProcessorPil)
+
+
+@pytest.mark.parametrize("kind", TINY_VISION)
+def test_plain_peft_loads_lora_on_attention_and_convolutions(vision, images, kind, tmp_path):
+    learner = build_learner(tiny_config(vision[kind], learner="protonet", head="prototype"))
+    rng = torch.Generator().manual_seed(0)
+    params = {n: v + 0.2 * torch.randn(v.shape, generator=rng) for n, v in learner.init_params().items()}
+    FewShotAdapter(learner, params).save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(vision[kind])
+    loaded = peft.PeftModel.from_pretrained(getattr(base, "vision_model", base), str(tmp_path)).eval()
+    with torch.no_grad():
+        found = loaded(**images).pooler_output.flatten(1)
+    expected = learner.model.features(params, images).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - learner.model.frozen_features(images)).abs().max() > 1e-3
 
 
 PROCESSORS = {

@@ -101,6 +101,7 @@ def test_of_clip_the_images_half_is_loaded(vision, caplog):
     assert isinstance(processor, ViTImageProcessorPil)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", TINY_VISION)
 def test_plain_peft_loads_lora_on_attention_and_convolutions(vision, images, kind, tmp_path):
     learner = build_learner(tiny_config(vision[kind], learner="protonet", head="prototype"))

@@ -30,11 +30,11 @@ from fewshot_nlp.models.adapters import (
     is_adapted,
     load_adapter,
     lora_targets,
-    position_limit,
     read_peft_config,
     save_adapter,
     without_adapter,
 )
+from fewshot_nlp.models.positions import position_limit
 from tests.tiny import SPECIAL, WORDS, random_batch, tiny_config, tiny_tokenizer
 
 SIZES = {"vocab_size": len(SPECIAL + WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

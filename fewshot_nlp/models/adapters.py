@@ -73,7 +73,8 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
             tokenizer_name_or_path=tokenizer_source,
         )
     if config.adapter == "p_tuning":
-        return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=module.config.hidden_size)
+        # Image models may have no such size, and no place for a prompt: fit_prompt says so.
+        return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=getattr(module.config, "hidden_size", 1))
     if config.adapter == "prefix_tuning":
         return peft.PrefixTuningConfig(**tokens)
     if config.adapter == "lora":
@@ -85,25 +86,13 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
             layers_to_transform=config.lora_layers_to_transform,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
-            fan_in_fan_out=is_transposed(module),
         )
     if config.adapter == "ia3":
         targets, feedforward = ia3_targets(module)
-        return peft.IA3Config(
-            task_type=task,
-            target_modules=targets,
-            feedforward_modules=feedforward,
-            fan_in_fan_out=is_transposed(module),
-        )
+        return peft.IA3Config(task_type=task, target_modules=targets, feedforward_modules=feedforward)
     if config.adapter == "bitfit":
         # PEFT trains biases beside LoRA alone: here one of rank 1 in one layer, which stays at zero.
-        return peft.LoraConfig(
-            task_type=task,
-            r=1,
-            target_modules=[first_map(module)],
-            bias="all",
-            fan_in_fan_out=is_transposed(module),
-        )
+        return peft.LoraConfig(task_type=task, r=1, target_modules=[first_map(module)], bias="all")
     if config.adapter == "layernorm":
         return peft.LNTuningConfig(task_type=task, target_modules=norms(module))
     return None
@@ -187,6 +176,8 @@ def build_adapter(
     if settings is None:
         return unfreeze(module, config) if config.adapter == "full" else module.requires_grad_(False)
     settings.inference_mode = False
+    if hasattr(settings, "fan_in_fan_out"):
+        settings.fan_in_fan_out = is_transposed(module)
     if module.main_input_name == "pixel_values":
         # Any task of PEFT's passes on what texts have, which some vision models refuse.
         settings.task_type = None

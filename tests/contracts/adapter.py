@@ -143,12 +143,13 @@ def a_text_is_read_alone(subject: Subject) -> None:
 
 def second_derivatives_are_exact(subject: Subject) -> None:
     """A Hessian-vector product against central differences of the gradient, in float64."""
+    subject = Subject(subject.entry, subject.folder)
+    subject.model.module.double()
     with KeepDouble():
-        check_second_derivatives(Subject(subject.entry, subject.folder))
+        check_second_derivatives(subject)
 
 
 def check_second_derivatives(subject: Subject) -> None:
-    subject.model.module.double()
     params = {name: value.double().requires_grad_() for name, value in subject.params.items()}
     rng = torch.Generator().manual_seed(3)
     vector, other = (

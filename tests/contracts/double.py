@@ -9,7 +9,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class KeepDouble(TorchFunctionMode):
-    """A block in which tensors of float64 stay so: RMS norms, rotary positions and some adapters go through float32."""
+    """A block in which tensors of float64 stay so, and new ones are: RMS norms, rotary positions and some adapters go
+    through float32."""
+
+    def __enter__(self) -> Any:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self.before)
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -22,11 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.trunk import find_layers
 from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
-from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS, first_map, is_transposed, norms
+from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS, first_map, is_transposed, norms, unfreeze
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -127,23 +126,6 @@ def fit_prompt(module: Any, settings: Any) -> None:
             f"Prefix tuning needs a backbone that takes past_key_values; model type {module.config.model_type!r} does "
             f"not, and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
         )
-
-
-def unfreeze(module: Any, config: FewShotConfig) -> nn.Module:
-    """Train all of ``module``, or ``config.layers_to_train``; ``ValueError`` where it has not got these."""
-    if config.layers_to_train is None:
-        return module.requires_grad_(True)
-    layers = find_layers(module) or ()
-    wrong = [i for i in config.layers_to_train if not 0 <= i < len(layers)]
-    if wrong:
-        raise ValueError(
-            f"layers_to_train={config.layers_to_train} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
-            f"{len(layers)} layers, counted from 0. Name some of them, or leave it out to train all."
-        )
-    module.requires_grad_(False)
-    for i in config.layers_to_train:
-        layers[i].requires_grad_(True)
-    return module
 
 
 def build_adapter(

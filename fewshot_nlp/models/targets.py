@@ -1,9 +1,14 @@
-"""What adapters other than LoRA change in a backbone by default, where PEFT's own tables say nothing."""
+"""What adapters other than LoRA train in a backbone, where PEFT's own tables say nothing."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.trunk import find_layers
 
 #: Keys, values and the second map of each feed-forward block (Liu et al. 2022), by model type; of a fused projection
 #: the queries, too.
@@ -76,3 +81,20 @@ def first_map(module: nn.Module) -> str:
 def is_transposed(module: nn.Module) -> bool:
     """Whether weights are ``[in, out]``, as in GPT-2, and not ``[out, in]``."""
     return any(isinstance(part, Conv1D) for part in module.modules())
+
+
+def unfreeze(module: Any, config: FewShotConfig) -> nn.Module:
+    """Train all of ``module``, or ``config.layers_to_train``; ``ValueError`` where it has not got these."""
+    if config.layers_to_train is None:
+        return module.requires_grad_(True)
+    layers = find_layers(module) or ()
+    wrong = [i for i in config.layers_to_train if not 0 <= i < len(layers)]
+    if wrong:
+        raise ValueError(
+            f"layers_to_train={config.layers_to_train} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
+            f"{len(layers)} layers, counted from 0. Name some of them, or leave it out to train all."
+        )
+    module.requires_grad_(False)
+    for i in config.layers_to_train:
+        layers[i].requires_grad_(True)
+    return module

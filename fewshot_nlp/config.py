@@ -15,7 +15,8 @@ from typing import Any
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
 
-ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "full", "none")
+ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "bitfit", "layernorm", "full", "none")
+PROMPT_TUNING_INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 POOLINGS = ("auto", "mean", "cls", "pooler")
 BATCH_NORMS = ("inductive", "transductive")
 #: What a task asks for, and the name of the score of its answers, of which more is better.
@@ -147,8 +148,15 @@ class FewShotConfig:
 
     adapter: str = field(default="prompt_tuning", metadata={"help": f"What is trained: {', '.join(ADAPTERS)}."})
     num_virtual_tokens: int = field(default=8, metadata={"help": "Length of a soft prompt or prefix."})
+    prompt_tuning_init: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Where a soft prompt starts: {', '.join(PROMPT_TUNING_INITS)}; at prompt_tuning_init_text where "
+            "that is given, else at random."
+        },
+    )
     prompt_tuning_init_text: str | None = field(
-        default=None, metadata={"help": "Start the soft prompt at these words' embeddings; random if not given."}
+        default=None, metadata={"help": "Start the soft prompt at these words' embeddings."}
     )
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scaling: the update is multiplied by alpha / r."})
@@ -157,6 +165,12 @@ class FewShotConfig:
     )
     lora_layers_to_transform: list[int] | None = field(
         default=None, metadata={"help": "Layers that LoRA changes, counted from 0; all if not given."}
+    )
+    use_rslora: bool = field(
+        default=False, metadata={"help": "Rank-stabilised LoRA: the update is multiplied by alpha / sqrt(r)."}
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: LoRA turns the weights, and a learned magnitude scales them."}
     )
 
     layers_to_train: list[int] | None = field(
@@ -254,6 +268,7 @@ class FewShotConfig:
                 f"{self.adapter!r}. Name at least one layer with adapter='full'; for LoRA use lora_layers_to_transform."
             )
         at_least("lora_alpha", self.lora_alpha, 1)
+        self._check_adapter()
         at_least("head_scale", self.head_scale, 0.0, float, above=True)
         at_least("inner_steps", self.inner_steps, 0)
         at_least("inner_learning_rate", self.inner_learning_rate, 0.0, float)
@@ -309,6 +324,25 @@ class FewShotConfig:
             raise ValueError(
                 f"head_init={self.head_init!r} is for classes: the one output of task='regression' starts where it was "
                 f"meta-learned to. Use head_init='learned', or leave it out."
+            )
+
+    def _check_adapter(self) -> None:
+        for name in ("use_rslora", "use_dora"):
+            if getattr(self, name) and self.adapter != "lora":
+                raise ValueError(f"{name} is a kind of LoRA, and adapter={self.adapter!r}. Use adapter='lora'.")
+        start, text = self.prompt_tuning_init, self.prompt_tuning_init_text
+        if start is None:
+            return
+        choice("prompt_tuning_init", start, PROMPT_TUNING_INITS)
+        if self.adapter != "prompt_tuning":
+            raise ValueError(
+                f"prompt_tuning_init={start!r} starts a soft prompt, and adapter={self.adapter!r}. Use "
+                f"adapter='prompt_tuning', or leave it out."
+            )
+        if (start == "TEXT") != (text is not None):
+            raise ValueError(
+                f"prompt_tuning_init={start!r} and prompt_tuning_init_text={text!r} contradict each other. Give both "
+                f"'TEXT' and a text, or the other start alone."
             )
 
     def _check_names(self) -> None:

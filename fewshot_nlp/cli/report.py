@@ -114,4 +114,7 @@ def _adapter(settings: Settings) -> str:
     config = settings.config
     if config.adapter in ("prompt_tuning", "p_tuning", "prefix_tuning"):
         return f"{config.adapter} of {config.num_virtual_tokens} virtual tokens"
-    return f"lora of rank {config.lora_r}" if config.adapter == "lora" else config.adapter
+    if config.adapter != "lora":
+        return config.adapter
+    kind = f"{'rank-stabilised ' if config.use_rslora else ''}{'dora' if config.use_dora else 'lora'}"
+    return f"{kind} of rank {config.lora_r}"

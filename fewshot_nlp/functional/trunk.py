@@ -25,14 +25,19 @@ class _Reached(Exception):
 
 
 class _Given(nn.Module):
-    """Stands for a layer whose output is known."""
+    """Stands for a layer below, where what the top of the trunk hands on is known."""
 
-    def __init__(self, layer: nn.Module, output: Any) -> None:
+    def __init__(self, layer: nn.Module, output: Any, begun: list[bool]) -> None:
         super().__init__()
         # Past nn.Module's own registration: the layer's parameters are not this module's.
-        self.__dict__.update(layer=layer, output=output)
+        self.__dict__.update(layer=layer, output=output, begun=begun)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.begun:
+            raise RuntimeError(
+                f"{type(self.layer).__name__} runs again after a layer above it, which a trunk cannot stand for. Train "
+                f"all layers of the adapter, or none below the first trained one."
+            )
         return self.output
 
     def __getattr__(self, name: str) -> Any:
@@ -65,12 +70,14 @@ class Trunk:
             precision: names what else decides how the trunk computes, such as autocast.
         """
         output = self._output(inputs, self._address(precision))
-        below = [self.layers[i] for i in range(self.depth)]
+        below, begun = [self.layers[i] for i in range(self.depth)], list[bool]()
+        hook = self.layers[self.depth].register_forward_pre_hook(lambda *_: begun.append(True))
         for i, layer in enumerate(below):
-            self.layers[i] = _Given(layer, output)
+            self.layers[i] = _Given(layer, output, begun)
         try:
             yield
         finally:
+            hook.remove()
             for i, layer in enumerate(below):
                 self.layers[i] = layer
 
@@ -115,18 +122,26 @@ class Trunk:
         return found
 
     def _run(self, inputs: dict[str, Tensor]) -> Any:
-        def reached(layer: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached(output)
+        outputs: list[Any] = []
 
-        hook = self.layers[self.depth - 1].register_forward_hook(reached)
+        def reached(layer: nn.Module, args: Any) -> None:
+            raise _Reached(outputs[-1])
+
+        # Albert runs a layer several times before it goes on to the next: its last output counts.
+        top, above = self.layers[self.depth - 1], self.layers[self.depth]
+        hooks = [
+            top.register_forward_hook(lambda layer, args, output: outputs.append(output)),
+            above.register_forward_pre_hook(reached),
+        ]
         # What is kept outlives the block it is made in, and is recorded later.
         with torch.inference_mode(False), torch.no_grad():
             try:
                 self.module(**{name: t.clone() if t.is_inference() else t for name, t in inputs.items()})
-            except _Reached as top:
-                return top.output
+            except _Reached as end:
+                return end.output
             finally:
-                hook.remove()
+                for hook in hooks:
+                    hook.remove()
         raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
 
 

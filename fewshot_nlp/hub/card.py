@@ -27,6 +27,9 @@ ADAPTER_NAMES = {
     "p_tuning": "A soft prompt (P-tuning)",
     "prefix_tuning": "A prefix (prefix tuning)",
     "lora": "A LoRA adapter",
+    "ia3": "An IA3 adapter (scaled activations)",
+    "bitfit": "Biases (BitFit)",
+    "layernorm": "Scales and shifts of normalisation layers",
     "full": "An encoder (all weights trained)",
     "none": "A few-shot head (backbone unchanged)",
 }

@@ -13,19 +13,22 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as PEFT_IA3_FEEDFORWARD
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as PEFT_IA3_TARGETS
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_LORA_TARGETS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.trunk import find_layers
+from fewshot_nlp.models.dora import exact_forward
+from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
+from fewshot_nlp.models.positions import check_length
+from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS, first_map, is_transposed, norms, unfreeze
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-#: What transformers calls a table with a row for each position.
-POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
 
 #: Query and value projections where PEFT knows none, or names of old; of networks without, what carries most weights.
 LORA_TARGETS = {
@@ -61,7 +64,7 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
     tokens: dict[str, Any] = {"task_type": task, "num_virtual_tokens": config.num_virtual_tokens}
     if config.adapter == "prompt_tuning":
         if config.prompt_tuning_init_text is None:
-            return peft.PromptTuningConfig(**tokens)
+            return peft.PromptTuningConfig(**tokens, prompt_tuning_init=config.prompt_tuning_init or "RANDOM")
         return peft.PromptTuningConfig(
             **tokens,
             prompt_tuning_init="TEXT",
@@ -69,7 +72,8 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
             tokenizer_name_or_path=tokenizer_source,
         )
     if config.adapter == "p_tuning":
-        return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=module.config.hidden_size)
+        # Image models may have no such size, and no place for a prompt: fit_prompt says so.
+        return peft.PromptEncoderConfig(**tokens, encoder_hidden_size=getattr(module.config, "hidden_size", 1))
     if config.adapter == "prefix_tuning":
         return peft.PrefixTuningConfig(**tokens)
     if config.adapter == "lora":
@@ -79,43 +83,39 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
             lora_alpha=config.lora_alpha,
             target_modules=config.lora_target_modules or lora_targets(module),
             layers_to_transform=config.lora_layers_to_transform,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
         )
+    if config.adapter == "ia3":
+        targets, feedforward = ia3_targets(module)
+        return peft.IA3Config(task_type=task, target_modules=targets, feedforward_modules=feedforward)
+    if config.adapter == "bitfit":
+        # PEFT trains biases beside LoRA alone: here one of rank 1 in one layer, which stays at zero.
+        return peft.LoraConfig(task_type=task, r=1, target_modules=[first_map(module)], bias="all")
+    if config.adapter == "layernorm":
+        return peft.LNTuningConfig(task_type=task, target_modules=norms(module))
     return None
 
 
-def position_limit(module: nn.Module) -> int | None:
-    """Longest input, in tokens, that the backbone's table of positions holds.
-
-    ``None`` where it has none: relative and rotary positions go on beyond any length, whatever ``config.json`` says.
-    """
-    limits = []
-    for name, part in module.named_modules():
-        table = getattr(part, "weight", None)
-        if name.rsplit(".", 1)[-1] in POSITION_TABLES and isinstance(table, Tensor):
-            # RoBERTa and its kin number positions from behind the padding index.
-            padding = getattr(part, "padding_idx", None)
-            limits.append(table.shape[0] - (0 if padding is None else padding + 1))
-    # BART, Nystromformer and others leave rows of the table unused.
-    stated = getattr(module.config, "max_position_embeddings", None) or 0
-    return min([*limits, stated] if stated > 0 else limits) if limits else None
-
-
-def check_length(module: Any, max_length: int, num_virtual_tokens: int = 0) -> None:
-    """Raise ``ValueError`` where texts of ``max_length`` tokens, behind a prompt, outrun the backbone's positions."""
-    limit = position_limit(module) if module.main_input_name == "input_ids" else None
-    if limit is None or num_virtual_tokens + max_length <= limit:
-        return
-    place = f"the {limit} positions of the backbone {module.name_or_path!r}"
-    if num_virtual_tokens:
-        raise ValueError(
-            f"num_virtual_tokens={num_virtual_tokens} and max_length={max_length} together exceed {place}. "
-            f"Lower their sum to {limit} or less."
-        )
-    raise ValueError(f"max_length={max_length} exceeds {place}. Lower it to {limit} or less.")
+def ia3_targets(module: nn.Module) -> tuple[list[str], list[str]]:
+    """Modules that IA3 scales by default, and which of them by their inputs; ``ValueError`` if none are known."""
+    kind = getattr(module.config, "model_type", "")
+    for targets, feedforward in ((PEFT_IA3_TARGETS, PEFT_IA3_FEEDFORWARD), (IA3_TARGETS, IA3_FEEDFORWARD)):
+        if kind in targets:
+            return list(targets[kind]), list(feedforward[kind])
+    raise ValueError(
+        f"No default IA3 modules are known for model type {kind!r}. Give a peft.IA3Config with target_modules and "
+        f"feedforward_modules, or use adapter='lora' with lora_target_modules."
+    )
 
 
 def fit_prompt(module: Any, settings: Any) -> None:
     """Set the sizes of a prompt to the backbone's; ``ValueError`` where the backbone cannot take it."""
+    if module.main_input_name != "input_ids":
+        raise ValueError(
+            f"A soft prompt or prefix stands before the tokens of a text, and model type {module.config.model_type!r} "
+            f"takes {module.main_input_name}. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' or 'full'."
+        )
     prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
     # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
     settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
@@ -126,23 +126,6 @@ def fit_prompt(module: Any, settings: Any) -> None:
             f"Prefix tuning needs a backbone that takes past_key_values; model type {module.config.model_type!r} does "
             f"not, and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
         )
-
-
-def unfreeze(module: Any, config: FewShotConfig) -> nn.Module:
-    """Train all of ``module``, or ``config.layers_to_train``; ``ValueError`` where it has not got these."""
-    if config.layers_to_train is None:
-        return module.requires_grad_(True)
-    layers = find_layers(module) or ()
-    wrong = [i for i in config.layers_to_train if not 0 <= i < len(layers)]
-    if wrong:
-        raise ValueError(
-            f"layers_to_train={config.layers_to_train} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
-            f"{len(layers)} layers, counted from 0. Name some of them, or leave it out to train all."
-        )
-    module.requires_grad_(False)
-    for i in config.layers_to_train:
-        layers[i].requires_grad_(True)
-    return module
 
 
 def build_adapter(
@@ -166,6 +149,8 @@ def build_adapter(
     """
     source = tokenizer_source or module.name_or_path
     settings: Any = copy.deepcopy(peft_config) or peft_config_for(config, module, source)
+    if settings is not None:
+        check_kind(settings)
     is_prompt = settings is not None and settings.is_prompt_learning
     if is_prompt:
         fit_prompt(module, settings)
@@ -173,27 +158,52 @@ def build_adapter(
     if settings is None:
         return unfreeze(module, config) if config.adapter == "full" else module.requires_grad_(False)
     settings.inference_mode = False
+    if hasattr(settings, "fan_in_fan_out"):
+        settings.fan_in_fan_out = is_transposed(module)
     if module.main_input_name == "pixel_values":
         # Any task of PEFT's passes on what texts have, which some vision models refuse.
         settings.task_type = None
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source
+    own, before = list(module.parameters()), fingerprint(module)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT 0.21 asks transformers for a name that transformers 5 is about to drop.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            # It expects linear layers where it is told to train the scales of others.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             # torch.manual_seed would seed accelerators too, which this fork does not put back.
             torch.default_generator.manual_seed(seed)
             wrapped = peft.get_peft_model(module, settings)
-    except (ValueError, AttributeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # some forty kinds of adapters raise what they like
         raise ValueError(
             f"PEFT cannot put {settings.peft_type} on the backbone {module.name_or_path!r} "
             f"(model type {getattr(module.config, 'model_type', 'unknown')!r}): {error}. Use another pair."
         ) from error
     if starts_at_text:
         settings.tokenizer_name_or_path = module.name_or_path
+    if config.adapter == "bitfit" and getattr(settings, "bias", None) == "all":
+        for name, parameter in wrapped.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.endswith(".bias"))
+    for part in wrapped.modules():
+        part.__class__ = EXACT_DORA.get(type(part), type(part))
+    check_wrapped(wrapped, str(settings.peft_type.value), own, before)
     return wrapped.eval()
+
+
+class _ExactDora(DoraLinearLayer):
+    forward: Any = exact_forward
+
+
+class _ExactConvDora(DoraConv2dLayer):
+    forward: Any = exact_forward
+
+
+EXACT_DORA: dict[type[nn.Module], type[nn.Module]] = {
+    DoraLinearLayer: _ExactDora,
+    DoraConv2dLayer: _ExactConvDora,
+}
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from fewshot_nlp.models import FewShotModel, load_backbone
 from fewshot_nlp.models.adapters import load_adapter, save_adapter
 from fewshot_nlp.models.model import PREFIX
 from fewshot_nlp.models.pooling import pool
+from tests.contracts.double import KeepDouble
 from tests.tiny import random_batch, random_episode, tiny_config
 
 
@@ -144,6 +145,11 @@ def second_derivatives_are_exact(subject: Subject) -> None:
     """A Hessian-vector product against central differences of the gradient, in float64."""
     subject = Subject(subject.entry, subject.folder)
     subject.model.module.double()
+    with KeepDouble():
+        check_second_derivatives(subject)
+
+
+def check_second_derivatives(subject: Subject) -> None:
     params = {name: value.double().requires_grad_() for name, value in subject.params.items()}
     rng = torch.Generator().manual_seed(3)
     vector, other = (

@@ -22,6 +22,7 @@ IDLE = ("pooler", "key.bias")
 ADAPTERS = {
     "prompt_tuning": Entry({"adapter": "prompt_tuning"}),
     "prompt_tuning from a text": Entry({"adapter": "prompt_tuning", "prompt_tuning_init_text": "play the music"}),
+    "prompt_tuning from words": Entry({"adapter": "prompt_tuning", "prompt_tuning_init": "SAMPLE_VOCAB"}),
     "prompt_tuning, cls": Entry({"adapter": "prompt_tuning", "pooling": "cls"}),
     "p_tuning": Entry({"adapter": "p_tuning"}),
     "prefix_tuning": Entry({"adapter": "prefix_tuning"}),
@@ -32,8 +33,12 @@ ADAPTERS = {
     "lora and biases": Entry(
         {"adapter": "lora"}, lambda: peft.LoraConfig(**TASK, r=2, target_modules=["value"], bias="lora_only"), True
     ),
+    "rank-stabilised lora": Entry({"adapter": "lora", "use_rslora": True}, neutral=True),
+    "dora": Entry({"adapter": "lora", "use_dora": True}, neutral=True),
+    "ia3": Entry({"adapter": "ia3"}, neutral=True),
+    "bitfit": Entry({"adapter": "bitfit"}, neutral=True, idle=IDLE),
+    "layernorm": Entry({"adapter": "layernorm"}, neutral=True),
     "full": Entry({"adapter": "full"}, neutral=True, idle=IDLE),
-    "IA3": Entry(peft_config=lambda: peft.IA3Config(**TASK), neutral=True),
     "prefix with projection": Entry(
         peft_config=lambda: peft.PrefixTuningConfig(**TASK, num_virtual_tokens=3, prefix_projection=True)
     ),
@@ -56,6 +61,7 @@ SAVED = [name for name in ADAPTERS if name not in ("p_tuning", "full", "prefix w
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
 @pytest.mark.parametrize("check", FILE_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SAVED)
 def test_file_contract(bert_folder, name, check):

@@ -1,0 +1,100 @@
+"""What adapters other than LoRA train in a backbone, where PEFT's own tables say nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.trunk import find_layers
+
+#: Keys, values and the second map of each feed-forward block (Liu et al. 2022), by model type; of a fused projection
+#: the queries, too.
+IA3_TARGETS: dict[str, list[str]] = {
+    "albert": ["key", "value", "ffn_output"],
+    "clip_vision_model": ["k_proj", "v_proj", "fc2"],
+    "convnext": ["pwconv2"],
+    "dinov2": ["k_proj", "v_proj", "fc2"],
+    "distilbert": ["k_lin", "v_lin", "lin2"],
+    "electra": ["key", "value", "output.dense"],
+    "modernbert": ["Wqkv", "mlp.Wo"],
+    "mpnet": ["k", "v", "output.dense"],
+    "resnet": ["convolution"],
+    "vit": ["k_proj", "v_proj", "fc2"],
+}
+#: Those of them whose inputs IA3 scales, not their outputs.
+IA3_FEEDFORWARD: dict[str, list[str]] = {
+    "albert": ["ffn_output"],
+    "clip_vision_model": ["fc2"],
+    "convnext": ["pwconv2"],
+    "dinov2": ["fc2"],
+    "distilbert": ["lin2"],
+    "electra": ["output.dense"],
+    "modernbert": ["mlp.Wo"],
+    "mpnet": ["output.dense"],
+    "resnet": [],
+    "vit": ["fc2"],
+}
+
+_MAPS = (nn.Linear, nn.Conv2d, Conv1D)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def norms(module: nn.Module) -> list[str]:
+    """Full names of the normalisation layers that have a scale.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [
+        name
+        for name, part in module.named_modules()
+        # Llama and its kin bring a class each.
+        if (isinstance(part, _NORMS) or type(part).__name__.endswith("RMSNorm"))
+        and getattr(part, "weight", None) is not None
+    ]
+    if not found:
+        raise ValueError(
+            f"adapter='layernorm' trains the scales of normalisation layers, and {type(module).__name__} has none. "
+            f"Use adapter='lora' or 'full'."
+        )
+    return found
+
+
+def first_map(module: nn.Module) -> str:
+    """Full name of the first linear or convolutional layer.
+
+    Raises:
+        ValueError: the backbone has no biases, or no such layer.
+    """
+    names = [name for name, part in module.named_modules() if isinstance(part, _MAPS)]
+    if not names or not any(name.endswith(".bias") for name, _ in module.named_parameters()):
+        raise ValueError(
+            f"adapter='bitfit' trains biases, and {type(module).__name__} has none. Use adapter='layernorm', 'ia3' or "
+            f"'lora'."
+        )
+    return names[0]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether weights are ``[in, out]``, as in GPT-2, and not ``[out, in]``."""
+    return any(isinstance(part, Conv1D) for part in module.modules())
+
+
+def unfreeze(module: Any, config: FewShotConfig) -> nn.Module:
+    """Train all of ``module``, or ``config.layers_to_train``; ``ValueError`` where it has not got these."""
+    if config.layers_to_train is None:
+        return module.requires_grad_(True)
+    layers = find_layers(module) or ()
+    wrong = [i for i in config.layers_to_train if not 0 <= i < len(layers)]
+    if wrong:
+        raise ValueError(
+            f"layers_to_train={config.layers_to_train} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
+            f"{len(layers)} layers, counted from 0. Name some of them, or leave it out to train all."
+        )
+    module.requires_grad_(False)
+    for i in config.layers_to_train:
+        layers[i].requires_grad_(True)
+    return module

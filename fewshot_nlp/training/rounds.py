@@ -37,8 +37,8 @@ def summed_over_ranks(trainer: FewShotTrainer, micro_round: int) -> MetaGrad:
     if part.grads.keys() != trainer.params.keys():
         raise ValueError(f"meta_grad left out or added {sorted(part.grads.keys() ^ trainer.params.keys())}.")
     # Learners are called outside of DistributedDataParallel, so nothing else adds the ranks up.
-    numbers = [part.loss, part.accuracy, trainer.listener.heard]
-    scalars = torch.tensor([float(number) for number in numbers], device=trainer.accelerator.device)
+    numbers = [float(part.loss), float(part.accuracy), float(trainer.listener.heard)]
+    scalars = torch.tensor(numbers, device=trainer.accelerator.device)
     loss, accuracy, signals = trainer.accelerator.reduce(scalars, reduction="sum")
     if signals:
         leave(trainer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections import OrderedDict
-from typing import IO
+from io import FileIO
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class TensorStore:
         self.bytes = self.file_bytes = 0
         self._near: OrderedDict[bytes, Tensor] = OrderedDict()
         self._far: dict[bytes, tuple[int, torch.dtype, torch.Size]] = {}
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def get(self, address: bytes) -> Tensor | None:
         """The tensor, or ``None`` if it is not known."""
@@ -61,10 +61,18 @@ class TensorStore:
         if address in self._far or tensor.device.type != "cpu" or self.file_bytes + tensor.nbytes > self.max_file_bytes:
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115, as it lives as long as the store
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, as it lives as long as the store
             weakref.finalize(self, self._file.close)
         self._file.seek(self.file_bytes)
         # Numpy knows no bfloat16, but every tensor is bytes.
-        self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        try:
+            whole = self._file.write(content) == len(content)
+        except OSError:
+            whole = False
+        if not whole:
+            # The disk is full. What is not kept is computed again.
+            self.max_file_bytes = self.file_bytes
+            return
         self._far[address] = (self.file_bytes, tensor.dtype, tensor.shape)
         self.file_bytes += tensor.nbytes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from fewshot_nlp.training.faults import read_episode
 from fewshot_nlp.training.interrupts import leave
@@ -34,14 +36,27 @@ def summed_over_ranks(trainer: FewShotTrainer, micro_round: int) -> MetaGrad:
         part = _summed(trainer, episodes)
     if part.grads.keys() != trainer.params.keys():
         raise ValueError(f"meta_grad left out or added {sorted(part.grads.keys() ^ trainer.params.keys())}.")
-    # Learners are called outside of DistributedDataParallel, so nothing else adds the ranks up. A gradient may come
-    # transposed in memory, and ranks add up memory.
-    parts = {name: grad.contiguous() for name, grad in part.grads.items()}
-    parts |= {"loss": part.loss, "accuracy": part.accuracy, "signals": part.loss.new_tensor(trainer.listener.heard)}
-    sums = trainer.accelerator.reduce(parts, reduction="sum")
-    if sums.pop("signals"):
+    # Learners are called outside of DistributedDataParallel, so nothing else adds the ranks up.
+    numbers = [float(part.loss), float(part.accuracy), float(trainer.listener.heard)]
+    scalars = torch.tensor(numbers, device=trainer.accelerator.device)
+    loss, accuracy, signals = trainer.accelerator.reduce(scalars, reduction="sum")
+    if signals:
         leave(trainer)
-    return MetaGrad(sums, sums.pop("loss"), sums.pop("accuracy"), trainer.args.meta_batch_size)
+    grads = _over_ranks(trainer.accelerator, part.grads)
+    return MetaGrad(grads, loss, accuracy, trainer.args.meta_batch_size)
+
+
+def _over_ranks(accelerator: Accelerator, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of the ranks' tensors. All of one type travel as one: a small message costs more than its bytes."""
+    if accelerator.num_processes == 1:
+        return dict(grads)
+    sums: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(grad.dtype for grad in grads.values()):
+        own = {name: grad for name, grad in grads.items() if grad.dtype == dtype}
+        flat = accelerator.reduce(torch.cat([grad.flatten() for grad in own.values()]), reduction="sum")
+        parts = flat.split([grad.numel() for grad in own.values()])
+        sums |= {name: part.view_as(own[name]) for name, part in zip(own, parts, strict=True)}
+    return {name: sums[name] for name in grads}
 
 
 def _summed(trainer: FewShotTrainer, episodes: list[Episode]) -> MetaGrad:

@@ -142,8 +142,8 @@ class FewShotTrainer:
         """Run to ``args.max_steps``, from the start or from a checkpoint; a resumed run ends as an unbroken one does.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or ``True`` for the newest sound one in ``args.output_dir``;
-                by default what ``args`` says.
+            resume_from_checkpoint: a checkpoint folder; ``True`` for the newest sound one in ``args.output_dir``;
+                ``"auto"`` for that or, without one, the start; by default what ``args`` says.
 
         Raises:
             ValueError: no or a damaged checkpoint; one of another run; an ``output_dir`` that holds another run.

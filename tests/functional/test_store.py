@@ -1,5 +1,7 @@
 """A bounded memory of tensors."""
 
+import resource
+
 import pytest
 import torch
 
@@ -46,3 +48,19 @@ def test_only_tensors_are_kept():
     assert store.get(b"a") is None
     store.put(b"b", torch.zeros(3, 2).T)
     assert store.get(b"b").shape == (2, 3)
+
+
+def test_a_full_disk_makes_it_forget_and_not_fail():
+    one = torch.arange(1000.0)
+    store = TensorStore(max_bytes=one.nbytes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * one.nbytes + 100, hard))
+        for i in range(6):
+            store.put(bytes([i]), one + i)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = [store.get(bytes([i])) for i in reversed(range(6))][::-1]
+    # Two found room in the file, the last one is in memory, and those between are forgotten.
+    assert [value is not None for value in found] == [True, True, False, False, False, True]
+    assert all(value is None or torch.equal(value, one + i) for i, value in enumerate(found))

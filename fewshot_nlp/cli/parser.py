@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, NoReturn, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from fewshot_nlp.checks import check_types
 from fewshot_nlp.config import EpisodeConfig, FewShotConfig
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
-from fewshot_nlp.training.checks import check_types
 
 
 class Settings(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 import unicodedata
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +37,18 @@ def printable(text: str, kept: str = "", limit: int | None = None) -> str:
 def shown(value: Any) -> str:
     """``repr`` of ``value`` for an error: on one line, and cut where it is long."""
     return printable(repr(value), limit=SHOWN)
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says first, or its kind where it says nothing."""
+    return printable((str(error).splitlines() or [""])[0]) or type(error).__name__
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`` Did you mean 'x'?`` for the one of ``known`` that is like ``name``; nothing where none is."""
+    # The comparison takes the product of both lengths.
+    near = difflib.get_close_matches(name[:SHOWN], known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def hidden_character(text: str) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fewshot_nlp.checks import check_types, shown
+from fewshot_nlp.checks import check_types, nearest, shown
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
@@ -74,20 +74,18 @@ def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = 
         raise ValueError(f"{name}={shown(value)} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
     number: float = value
     if not low <= number < float("inf") or (above and number == low):
-        raise ValueError(f"{name}={shown(value)} is out of range. Use a value {'above' if above else 'of at least'} {low}.")
+        limit = f"above {low}" if above else f"of at least {low}"
+        raise ValueError(f"{name}={shown(value)} is out of range. Use a value {limit}.")
 
 
 def from_mapping(cls: type, mapping: dict[str, Any], source: str) -> Any:
     """Build a settings class from ``mapping``; an unknown key is an error that names the nearest known one."""
-    import difflib
-
     if not isinstance(mapping, dict):
         raise ValueError(f"{source} must hold an object of settings, not {type(mapping).__name__}.")
     known = {f.name for f in fields(cls)}
     for key in mapping:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{source} has an unknown key {shown(key)}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(f"{source} has an unknown key {shown(key)}.{nearest(str(key), known)}")
     return cls(**mapping)
 
 

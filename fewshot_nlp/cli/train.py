@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from fewshot_nlp.cli import plan
+from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
 from fewshot_nlp.data import (
@@ -31,6 +32,7 @@ from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.hub.card import CURVE_NAME
+from fewshot_nlp.hub.files import check_token
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
 from fewshot_nlp.models.cache import FrozenFeatures
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
         run = prepare(parse(given, recipe), command)
     except (ValueError, OSError, ImportError) as error:
         # Bad input has one line to say; where in the code it was found does not help.
-        raise SystemExit(f"error: {error}") from error
+        raise refusal(error) from error
     again = "Go on with the same command and --resume_from_checkpoint true."
     try:
         with leaving_at_once(f"left without results. {again}"):
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     except FAULTS as error:
         # What every process finds is said once.
         shared = isinstance(error, FloatingPointError | LostProcess) and not run.trainer.accelerator.is_main_process
-        raise SystemExit(1 if shared else f"error: {error}") from error
+        raise (SystemExit(1) if shared else refusal(error)) from error
     return None
 
 
@@ -295,6 +297,7 @@ def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:
 def _claim_repository(settings: Settings) -> str:
     """Make the repository before training, so that a token without access is not found out after it."""
     args = settings.args
+    check_token(args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     api = HfApi(token=args.hub_token)
     return api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id

@@ -11,10 +11,14 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
+from fewshot_nlp.checks import hidden_character, shown
+
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
 LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topic", "coarse_label", "fine_label")
 
 _BATCH = 10_000
+#: Longest name of a class. What is longer is a text.
+MAX_NAME = 1000
 
 
 def find_columns(
@@ -61,14 +65,32 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
         ValueError: a row has no label.
     """
     names: list[str] = []
+    sound: set[str] = set()
     for row, (value, name) in enumerate(_named_values(dataset, column)):
         if name is None:
             raise ValueError(
                 f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: row[{column!r}] not in (None, '', -1))."
             )
+        if name not in sound:
+            _check_name(name, first_row + row, column)
+            sound.add(name)
         names.append(name)
     return names
+
+
+def _check_name(name: str, row: int, column: str) -> None:
+    """Raise ``ValueError`` where a class is called what no line of a page or a terminal can show."""
+    if len(name) > MAX_NAME:
+        raise ValueError(
+            f"Row {row} has a label of {len(name):,} characters ({column}={shown(name)}). Labels have {MAX_NAME:,} at "
+            f"most: name another column as label_column_name."
+        )
+    if hidden := hidden_character(name):
+        raise ValueError(
+            f"Row {row} has the character {hidden!r}, which is not seen, in its label ({column}={shown(name)}). Clean "
+            f"the labels, for example with dataset.map."
+        )
 
 
 def readable(name: str) -> str:
@@ -100,7 +122,7 @@ def checked_texts(dataset: Dataset, column: str) -> list[str]:
     for row, text in enumerate(texts):
         if text is None or not text.strip():
             raise ValueError(
-                f"Row {row} has an empty text ({column}={text!r}). Remove such rows, for example with "
+                f"Row {row} has an empty text ({column}={shown(text)}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: (row[{column!r}] or '').strip())."
             )
     return texts

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from fewshot_nlp.checks import printable
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
@@ -63,12 +64,12 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
 
 def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
     """``text`` on one line, safe inside a Markdown table: control characters shown, markup escaped, long text cut."""
-    shown = "".join(
-        f"\\u{ord(char):04x}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char for char in text
-    )
+    # A longer text is cut before its characters are looked at, and after some have become escapes.
+    shown = printable(text, limit=limit)
     if limit is not None and len(shown) > limit:
         shown = shown[: limit - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", html.escape(shown, quote=False))
+    # The last of them would become links: https://, www. and name@host.
+    return re.sub(r"([\\`*_{}\[\]|~$@]|(?<=:)//|(?<=www)\.)", r"\\\1", html.escape(shown, quote=False), flags=re.I)
 
 
 def hub_id(name: str) -> bool:

@@ -187,6 +187,7 @@ def execute(run: Run) -> dict[str, Any]:
             uses_label_names=learner.config.tells_names,
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
+            training=run.training,
         )
         if run.test
         else {},

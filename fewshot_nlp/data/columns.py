@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
 
-from fewshot_nlp.checks import hidden_character, shown
+from fewshot_nlp.checks import first_line, hidden_character, shown
+from fewshot_nlp.data.leakage import image_key
 
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
 LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topic", "coarse_label", "fine_label")
@@ -161,6 +165,32 @@ def checked_images(dataset: Dataset, column: str) -> list[str]:
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         hashes.append(hashlib.sha256(content).hexdigest())
     return hashes
+
+
+def image_keys(dataset: Dataset, column: str) -> list[str]:
+    """What is equal for images that are the same, by row; see ``leakage``.
+
+    Raises:
+        ValueError: an image is missing, cannot be read, or unpacks to more pixels than Pillow takes for safe.
+        FileNotFoundError: its file is missing.
+    """
+    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    keys = []
+    for row, image in enumerate(_values(stored, column)):
+        if image is None:
+            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+                with Pillow.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as picture:
+                    keys.append(image_key(picture))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError, Warning) as error:
+            raise ValueError(
+                f"Row {row} has an image that cannot be read ({column}): {first_line(error)}. Remove or repair it."
+            ) from error
+    return keys
 
 
 def is_image(feature: object) -> bool:

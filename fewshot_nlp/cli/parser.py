@@ -30,6 +30,8 @@ class Settings(NamedTuple):
     args: FewShotTrainingArguments
 
 
+#: Of a settings file.
+MAX_BYTES = 100_000
 CLASSES: tuple[Any, ...] = (FewShotConfig, EpisodeConfig, FewShotTrainingArguments)
 
 
@@ -102,6 +104,8 @@ def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {str(path)!r}. Give the path of a YAML file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, and settings at most {MAX_BYTES:,}. Is it one?")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Settings)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from fewshot_nlp.checks import printable
+from fewshot_nlp.checks import printable, shown
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
@@ -139,13 +139,31 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
 
 
 def _test_results(info: AdapterInfo) -> dict[str, Any]:
-    test = (info.results or {}).get("test") or {}
+    results = info.results or {}
+    test = results.get("test") or {}
     if not isinstance(test, dict):
         raise ValueError(f"results['test'] must be an object by '<k>-shot', not {type(test).__name__}.")
     for shots, entry in test.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("accuracy"), int | float):
-            raise ValueError(f"results['test'][{shots!r}] must be an object with a number 'accuracy', not {entry!r}.")
+            raise ValueError(
+                f"results['test'][{shown(shots)}] must be an object with a number 'accuracy', not {shown(entry)}."
+            )
+        _check_form(f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict})
+    _check_form("results", results, {"protocol": dict})
+    _check_form("results['protocol']", results.get("protocol") or {}, _PROTOCOL)
     return test
+
+
+_PROTOCOL = {"dataset": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
+
+
+def _check_form(where: str, found: Mapping[str, Any], form: Mapping[str, type]) -> None:
+    for name, kind in form.items():
+        value = found.get(name)
+        listed = value if kind is list and isinstance(value, list) else []
+        if value is not None and (not isinstance(value, kind) or not all(isinstance(item, str) for item in listed)):
+            held = "a list of strings" if kind is list else f"of type {kind.__name__}"
+            raise ValueError(f"{where}[{name!r}] must be {held}, not {shown(value)}.")
 
 
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel
@@ -42,7 +41,7 @@ from fewshot_nlp.models.adapters import (
     save_adapter,
 )
 from fewshot_nlp.models.model import PREFIX, FewShotModel
-from fewshot_nlp.models.safety import NO_CODE, check_inside, check_model_folder
+from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_inside, check_model_folder
 from fewshot_nlp.types import Params
 
 
@@ -271,7 +270,7 @@ def _read_backbone(folder: Path, attention: str | None) -> dict[str, Tensor]:
             **NO_CODE,
             **({} if attention is None else {"attn_implementation": attention}),
         )
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"The backbone in {folder} cannot be read: {first_line(error)} Save or download the adapter again."
         ) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,18 @@ from typing import Any
 from huggingface_hub import get_token
 
 from fewshot_nlp import __version__
+from fewshot_nlp.checks import shown
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, choice, from_mapping
 from fewshot_nlp.hub.paths import public_path, with_public_paths
 
 #: Raised by one when a reader of the old format would misread the new one.
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
+
+#: Characters of any one text that is known of an adapter.
+LONGEST = 10_000
+#: Of what is known of it, objects in lists in objects.
+DEEPEST = 50
 
 _ENVELOPE = ("format_version", "library_version", "config")
 _TOKENS = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
@@ -75,6 +81,8 @@ class AdapterInfo:
     kind: str = "text"
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_lengths(each.name, getattr(self, each.name))
         for name in ("label_names", "datasets", "hub_datasets", "language"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -92,6 +100,19 @@ class AdapterInfo:
         self.datasets = [public_path(name) for name in self.datasets]
         self.command = None if self.command is None else with_public_paths(without_tokens(self.command))
         self.results = without_tokens(self.results)
+
+
+def _check_lengths(name: str, value: Any, depth: int = 0) -> None:
+    """Raise ``ValueError`` where a string in a JSON-like value is longer than any name, sentence or command, or where
+    the value holds others many times over."""
+    if depth > DEEPEST:
+        raise ValueError(f"{name} holds objects or lists in one another more than {DEEPEST} times over.")
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"{name} holds a text of {len(value):,} characters, {shown(value)}. Use {LONGEST:,} at most.")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    for item in value if isinstance(value, list | tuple) else ():
+        _check_lengths(name, item, depth + 1)
 
 
 def without_tokens(value: Any) -> Any:
@@ -151,7 +172,9 @@ def read_manifest(folder: Path) -> tuple[FewShotConfig, AdapterInfo]:
         known["versions"] = {}
     info: AdapterInfo = from_mapping(AdapterInfo, known, str(path))
     if (folder / RESULTS_NAME).is_file():
-        info.results = read_json(folder / RESULTS_NAME)
+        results = read_json(folder / RESULTS_NAME)
+        _check_lengths(str(folder / RESULTS_NAME), results)
+        info.results = results
     return config, info
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -19,7 +18,7 @@ from fewshot_nlp.checks import first_line
 from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
 from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
-from fewshot_nlp.models.safety import NO_CODE, check_model_folder
+from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_model_folder
 from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
@@ -131,7 +130,7 @@ def load_backbone(
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
             module = read_module(path, config, NO_CODE if scratch else {"attn_implementation": ATTENTION, **options})
             processor = None if scratch else _processor(module, path, options)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
+    except UNREADABLE as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
         raise OSError(
             f"Cannot load the backbone {name_or_path!r}: {first_line(error)} "

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fewshot_nlp.checks import shown
@@ -20,6 +22,9 @@ from fewshot_nlp.checks import shown
 WEIGHT_INDEX = "model.safetensors.index.json"
 #: For every ``from_pretrained``: code that comes with a model is not run, and nobody is asked whether it should be.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+#: What transformers raises over files that are no model's.
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError,
+              StrictDataclassError)  # fmt: skip
 #: What PEFT reads in an adapter's settings to reach for other files, servers or packages; the weights do without.
 _REACHING = ("tokenizer_kwargs", "megatron_config", "prompt_tuning_init_state_dict_path", "adapters")
 #: Where PEFT takes a string, or a key, for a regular expression.

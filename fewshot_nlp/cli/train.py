@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from fewshot_nlp.checks import printable
 from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
@@ -265,7 +266,7 @@ def _draw(run: Run, folder: Path, baselines: Mapping[str, float]) -> Path | None
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    title = f"{method_name(run.settings)}, {', '.join(run.training)}"
+    title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
     return learning_curve(folder / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
 
 
@@ -273,7 +274,7 @@ def _picture(run: Run, path: Path) -> None:
     """The first test task, where tasks are on images: what was learned from, and what was answered."""
     if run.test and run.pools["test"].kind == "image":
         (shots, sampler), trainer = next(iter(run.test.items())), run.trainer
-        title = f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}"
+        title = printable(f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}")
         draw_episode(path, run.learner, trainer.detached_params(), sampler[0], trainer.reader, run.pools["test"], title)
 
 

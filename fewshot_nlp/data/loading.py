@@ -91,7 +91,7 @@ def _open_file(path: Path) -> DatasetDict:
         raise ValueError(f"dataset={str(path)!r} is of an unknown kind. Use one of: {', '.join(_BUILDERS)}.")
     if not path.stat().st_size:
         raise ValueError(f"dataset={str(path)!r} is empty. Name a file with examples.")
-    options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
     return _load(path, builder, data_files=str(path), **options)
 
 

@@ -291,7 +291,7 @@ def test_a_card_shows_what_a_stranger_wrote_and_obeys_none_of_it(text, tmp_path)
         "\n## Results\n\n100",
     ):
         assert markup not in outside_code
-    assert not any(char in content for char in "\x1b\x07\u202e")
+    assert not any(char in page for char in "\x1b\x07\u202e")
 
 
 def test_a_label_of_ten_megabytes(lora):

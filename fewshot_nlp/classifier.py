@@ -280,6 +280,9 @@ def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     if len({isinstance(label, str) for label in labels}) > 1:
         raise ValueError("y mixes strings and numbers. Use labels of one type.")
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    if classes.tolist() != sorted(set(labels)):
+        # NumPy cuts null characters off the ends of strings, and rounds large integers of unlike signs.
+        classes, numbers = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y has only one class, {classes.tolist()[0]!r}. Pass examples of at least 2 classes.")
     return classes, numbers.astype(np.int64)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fewshot_nlp.checks import check_types, nearest, shown
+
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
 
@@ -61,7 +63,7 @@ DUPLICATES = ("error", "drop", "keep")
 def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known. Use one of: {', '.join(allowed)}.")
+        raise ValueError(f"{name}={shown(value)} is not known. Use one of: {', '.join(allowed)}.")
 
 
 def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = int, above: bool = False) -> None:
@@ -70,23 +72,21 @@ def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = 
         value = float(value)
     if type(value) is not kind:
         hint = " In YAML, write 1.0e-4 rather than 1e-4." if isinstance(value, str) else ""
-        raise ValueError(f"{name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
+        raise ValueError(f"{name}={shown(value)} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
     number: float = value
     if not low <= number < float("inf") or (above and number == low):
-        raise ValueError(f"{name}={value!r} is out of range. Use a value {'above' if above else 'of at least'} {low}.")
+        limit = f"above {low}" if above else f"of at least {low}"
+        raise ValueError(f"{name}={shown(value)} is out of range. Use a value {limit}.")
 
 
 def from_mapping(cls: type, mapping: dict[str, Any], source: str) -> Any:
     """Build a settings class from ``mapping``; an unknown key is an error that names the nearest known one."""
-    import difflib
-
     if not isinstance(mapping, dict):
         raise ValueError(f"{source} must hold an object of settings, not {type(mapping).__name__}.")
     known = {f.name for f in fields(cls)}
     for key in mapping:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{source} has an unknown key {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise ValueError(f"{source} has an unknown key {shown(key)}.{nearest(str(key), known)}")
     return cls(**mapping)
 
 
@@ -242,7 +242,8 @@ class FewShotConfig:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model_name_or_path, str) or not self.model_name_or_path:
+        check_types(self)
+        if not self.model_name_or_path:
             raise ValueError(f"model_name_or_path={self.model_name_or_path!r} must be a Hub id or a folder.")
         choice("pooling", self.pooling, POOLINGS)
         choice("adapter", self.adapter, ADAPTERS)
@@ -251,8 +252,6 @@ class FewShotConfig:
         self._check_task()
         choice("distance", self.distance, DISTANCES)
         choice("learner", self.learner, LEARNERS)
-        if self.learner_kwargs is not None and not isinstance(self.learner_kwargs, dict):
-            raise ValueError(f"learner_kwargs={self.learner_kwargs!r} must be settings by name, such as {{slots: 64}}.")
         choice("inner_rule", self.inner_rule, INNER_RULES)
         at_least("max_length", self.max_length, 1)
         if self.image_size is not None:
@@ -281,7 +280,7 @@ class FewShotConfig:
             choice("estimator", self.estimator, ESTIMATORS)
         at_least("truncated_steps", self.truncated_steps, 0)
         if self.step_loss_weights is not None:
-            if not isinstance(self.step_loss_weights, list) or not any(self.step_loss_weights):
+            if not any(self.step_loss_weights):
                 raise ValueError(
                     f"step_loss_weights={self.step_loss_weights!r} must be a list of weights, one an inner step, and "
                     f"not all of them 0."
@@ -471,6 +470,7 @@ class EpisodeConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least("split_seed", self.split_seed, 0)
         at_least("min_examples", self.min_examples, 1)
         choice("duplicates", self.duplicates, DUPLICATES)
@@ -493,7 +493,7 @@ class EpisodeConfig:
             at_least("max_n_way", self.max_n_way, self.n_way)
         if self.max_k_shot is not None:
             at_least("max_k_shot", self.max_k_shot, self.k_shot)
-        if not isinstance(self.eval_k_shots, list) or not self.eval_k_shots:
+        if not self.eval_k_shots:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:
             at_least("eval_k_shots", shot, 1)
@@ -505,13 +505,13 @@ class EpisodeConfig:
 
     def _check_mixture(self) -> None:
         names, weights = self.mixture_dataset_names, self.mixture_weights
-        if names is not None and (not isinstance(names, list) or not all(isinstance(n, str) and n for n in names)):
+        if names is not None and not all(names):
             raise ValueError(f"mixture_dataset_names={names!r} must be a list of data sets, such as [more.csv].")
         if weights is None:
             return
         if not names:
             raise ValueError(f"mixture_weights={weights!r} weighs nothing. Set mixture_dataset_names.")
-        if not isinstance(weights, list) or len(weights) != 1 + len(names):
+        if len(weights) != 1 + len(names):
             raise ValueError(
                 f"mixture_weights={weights!r} must be a list of {1 + len(names)} weights: of dataset_name, then of "
                 f"each of the {len(names)} mixture_dataset_names."

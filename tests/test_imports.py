@@ -1,6 +1,6 @@
 """Imports point one way, and each heavy dependency has one door.
 
-``types, config <- data, functional <- models <- learners <- evaluation, hub <- training, classifier <- cli``
+``checks <- types, config <- data, functional <- models <- learners <- evaluation, hub <- training, classifier <- cli``
 """
 
 import ast
@@ -14,6 +14,7 @@ import fewshot_nlp
 PACKAGE = Path(fewshot_nlp.__file__).parent
 #: Rooms by floor, from the ground up. A room knows the floors below it and, on its own floor, only itself.
 FLOORS = (
+    {"checks"},
     {"types", "config"},
     {"data", "functional"},
     {"models"},

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import CLASSES, parse_into
 from fewshot_nlp.cli.train import EVAL_SEED
 from fewshot_nlp.config import EpisodeConfig, FewShotConfig
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     try:
         run = prepare(parse_stream(given, recipe))
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise refusal(error) from error
     execute(run)
 
 

@@ -6,10 +6,10 @@ Python.
 
 from __future__ import annotations
 
-import difflib
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_origin, get_type_hints
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, NoReturn, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from fewshot_nlp.checks import check_types, nearest, shown
 from fewshot_nlp.config import EpisodeConfig, FewShotConfig
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
-from fewshot_nlp.training.checks import check_types
 
 
 class Settings(NamedTuple):
@@ -30,6 +30,8 @@ class Settings(NamedTuple):
     args: FewShotTrainingArguments
 
 
+#: Of a settings file.
+MAX_BYTES = 100_000
 CLASSES: tuple[Any, ...] = (FewShotConfig, EpisodeConfig, FewShotTrainingArguments)
 
 
@@ -102,9 +104,12 @@ def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {str(path)!r}. Give the path of a YAML file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, and settings at most {MAX_BYTES:,}. Is it one?")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Settings)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # The others come from values that look like dates or numbers and are none, and from endless brackets.
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -112,18 +117,26 @@ def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         raise ValueError(f"{path} must hold `name: value` lines, not a {type(content).__name__}.")
     for key in content:
         if key not in known:
-            raise ValueError(f"{path} has an unknown key {key!r}.{_nearest(str(key), known)}")
+            raise ValueError(f"{path} has an unknown key {shown(key)}.{_nearest(str(key), known)}")
     return content
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of two equal keys win without a word."""
+class _Settings(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, by which a few lines can say more than memory holds, and with an error in
+    place of the last of two equal keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items():
+            if count > 1:
+                problem = f"the key {shown(key)} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -140,9 +153,12 @@ class _Parser(HfArgumentParser):
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON object has too many brackets") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{text!r} is no JSON object")
+        raise ValueError(f"{shown(text)} is no JSON object")
     return found
 
 
@@ -169,10 +185,10 @@ def _is_unset(tokens: list[str]) -> bool:
 
 def _refuse(name: str | None, argument: str, known: Sequence[str]) -> NoReturn:
     if name is None:
-        raise ValueError(f"Unexpected argument {argument!r}. Settings are given as --NAME VALUE.")
-    raise ValueError(f"Unknown argument {argument!r}.{_nearest(name, known)}")
+        raise ValueError(f"Unexpected argument {shown(argument)}. Settings are given as --NAME VALUE.")
+    # Without its value, which may be a token.
+    raise ValueError(f"Unknown argument {shown(argument.partition('=')[0])}.{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else " See --help for all settings."
+    return nearest(name.replace("-", "_"), known) or " See --help for all settings."

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.config import at_least
 from fewshot_nlp.data import Pool, TextEncoder, load_pools_from_config, training_tasks_from_config
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         found, words = predict(settings)
     except RuntimeError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise refusal(error) from error
     print(f"{words}\n{found}\n* is what the settings give; memory is above that of the loaded model, per process.")
     if chosen.memory_gb is not None:
         print(f"\nWithin {chosen.memory_gb:g} GB: {found.cheapest(chosen.memory_gb)}")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from fewshot_nlp.checks import printable
 from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import Pool
 from fewshot_nlp.evaluation import results_table
@@ -69,7 +70,7 @@ def announce(
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }
     for title, text in lines.items():
-        print(f"{title:>9}  {text}")
+        print(f"{title:>9}  {printable(text)}")
     print(flush=True)
 
 

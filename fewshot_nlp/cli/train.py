@@ -16,7 +16,9 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from fewshot_nlp.checks import printable
 from fewshot_nlp.cli import plan
+from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
 from fewshot_nlp.data import (
@@ -31,6 +33,7 @@ from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.hub.card import CURVE_NAME
+from fewshot_nlp.hub.files import check_token
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
 from fewshot_nlp.models.cache import FrozenFeatures
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
         run = prepare(parse(given, recipe), command)
     except (ValueError, OSError, ImportError) as error:
         # Bad input has one line to say; where in the code it was found does not help.
-        raise SystemExit(f"error: {error}") from error
+        raise refusal(error) from error
     again = "Go on with the same command and --resume_from_checkpoint true."
     try:
         with leaving_at_once(f"left without results. {again}"):
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     except FAULTS as error:
         # What every process finds is said once.
         shared = isinstance(error, FloatingPointError | LostProcess) and not run.trainer.accelerator.is_main_process
-        raise SystemExit(1 if shared else f"error: {error}") from error
+        raise (SystemExit(1) if shared else refusal(error)) from error
     return None
 
 
@@ -185,6 +188,7 @@ def execute(run: Run) -> dict[str, Any]:
             uses_label_names=learner.config.tells_names,
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
+            training=run.training,
         )
         if run.test
         else {},
@@ -262,7 +266,7 @@ def _draw(run: Run, folder: Path, baselines: Mapping[str, float]) -> Path | None
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    title = f"{method_name(run.settings)}, {', '.join(run.training)}"
+    title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
     return learning_curve(folder / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
 
 
@@ -270,7 +274,7 @@ def _picture(run: Run, path: Path) -> None:
     """The first test task, where tasks are on images: what was learned from, and what was answered."""
     if run.test and run.pools["test"].kind == "image":
         (shots, sampler), trainer = next(iter(run.test.items())), run.trainer
-        title = f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}"
+        title = printable(f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}")
         draw_episode(path, run.learner, trainer.detached_params(), sampler[0], trainer.reader, run.pools["test"], title)
 
 
@@ -295,6 +299,7 @@ def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:
 def _claim_repository(settings: Settings) -> str:
     """Make the repository before training, so that a token without access is not found out after it."""
     args = settings.args
+    check_token(args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     api = HfApi(token=args.hub_token)
     return api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id

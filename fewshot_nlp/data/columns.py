@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+
+from fewshot_nlp.checks import first_line, hidden_character, shown
+from fewshot_nlp.data.leakage import image_key
 
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
 LABEL_NAMES = ("label", "intent", "category", "labels", "class", "target", "topic", "coarse_label", "fine_label")
 
 _BATCH = 10_000
+#: Longest name of a class. What is longer is a text.
+MAX_NAME = 1000
 
 
 def find_columns(
@@ -61,14 +69,32 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
         ValueError: a row has no label.
     """
     names: list[str] = []
+    sound: set[str] = set()
     for row, (value, name) in enumerate(_named_values(dataset, column)):
         if name is None:
             raise ValueError(
                 f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: row[{column!r}] not in (None, '', -1))."
             )
+        if name not in sound:
+            _check_name(name, first_row + row, column)
+            sound.add(name)
         names.append(name)
     return names
+
+
+def _check_name(name: str, row: int, column: str) -> None:
+    """Raise ``ValueError`` where a class is called what no line of a page or a terminal can show."""
+    if len(name) > MAX_NAME:
+        raise ValueError(
+            f"Row {row} has a label of {len(name):,} characters ({column}={shown(name)}). Labels have {MAX_NAME:,} at "
+            f"most: name another column as label_column_name."
+        )
+    if hidden := hidden_character(name):
+        raise ValueError(
+            f"Row {row} has the character {hidden!r}, which is not seen, in its label ({column}={shown(name)}). Clean "
+            f"the labels, for example with dataset.map."
+        )
 
 
 def readable(name: str) -> str:
@@ -100,7 +126,7 @@ def checked_texts(dataset: Dataset, column: str) -> list[str]:
     for row, text in enumerate(texts):
         if text is None or not text.strip():
             raise ValueError(
-                f"Row {row} has an empty text ({column}={text!r}). Remove such rows, for example with "
+                f"Row {row} has an empty text ({column}={shown(text)}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: (row[{column!r}] or '').strip())."
             )
     return texts
@@ -139,6 +165,32 @@ def checked_images(dataset: Dataset, column: str) -> list[str]:
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         hashes.append(hashlib.sha256(content).hexdigest())
     return hashes
+
+
+def image_keys(dataset: Dataset, column: str) -> list[str]:
+    """What is equal for images that are the same, by row; see ``leakage``.
+
+    Raises:
+        ValueError: an image is missing, cannot be read, or unpacks to more pixels than Pillow takes for safe.
+        FileNotFoundError: its file is missing.
+    """
+    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    keys = []
+    for row, image in enumerate(_values(stored, column)):
+        if image is None:
+            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+                with Pillow.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as picture:
+                    keys.append(image_key(picture))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError, Warning) as error:
+            raise ValueError(
+                f"Row {row} has an image that cannot be read ({column}): {first_line(error)}. Remove or repair it."
+            ) from error
+    return keys
 
 
 def is_image(feature: object) -> bool:

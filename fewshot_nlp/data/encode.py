@@ -136,7 +136,7 @@ class EpisodeReader:
 
     Raises:
         ValueError: two pools of one address, pools that the encoder does not take, names that it cannot read, classes
-            without a description, or too few unlabelled texts.
+            without a description, too few unlabelled texts, or such of a split that is evaluated.
     """
 
     def __init__(
@@ -164,6 +164,11 @@ class EpisodeReader:
         self.label_texts = label_texts
         self.unlabelled, self.n_unlabelled = unlabelled, n_unlabelled
         self._pools = pools_by_address(pools)
+        if unlabelled is not None and unlabelled.split != "train":
+            raise ValueError(
+                f"The unlabelled texts are of the {unlabelled.split} split of {unlabelled.name!r}, which is evaluated. "
+                f"Give the train split's."
+            )
         if unlabelled is not None:
             # What is encoded is kept by address.
             pools_by_address([*self._pools.values(), unlabelled])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from fewshot_nlp.checks import first_line, shown
 from fewshot_nlp.data.alphabets import glyphs
 from fewshot_nlp.data.embedded import home_intents
 
@@ -89,13 +91,14 @@ def _open_file(path: Path) -> DatasetDict:
         raise ValueError(f"dataset={str(path)!r} is of an unknown kind. Use one of: {', '.join(_BUILDERS)}.")
     if not path.stat().st_size:
         raise ValueError(f"dataset={str(path)!r} is empty. Name a file with examples.")
-    options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
     return _load(path, builder, data_files=str(path), **options)
 
 
 def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _as_dict(load_from_disk(str(path)))
+        _check_saved(path)
+        return _load(path, str(path), load=load_from_disk)
     if any(path.glob("split_*.json")):
         # Lists of class names beside the data: load_dataset would take them for data.
         files = [f for f in sorted(path.iterdir()) if f.suffix in _BUILDERS and not f.match("split_*.json")]
@@ -104,11 +107,25 @@ def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
     return _load(path, str(path), config_name)
 
 
-def _load(path: Path, *args: Any, **options: Any) -> DatasetDict:
+def _check_saved(folder: Path) -> None:
+    """Raise ``ValueError`` where the list of files of a saved data set names one that is not beside it."""
+    for path in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        try:
+            names = [file["filename"] for file in json.loads(path.read_text(encoding="utf-8"))["_data_files"]]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"dataset={str(folder)!r} cannot be read: {path.name} is damaged. Save it again."
+            ) from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"dataset={str(folder)!r}: {path} names {shown(name)}, which is no file beside it.")
+
+
+def _load(path: Path, *args: Any, load: Callable[..., Any] = load_dataset, **options: Any) -> DatasetDict:
     try:
-        return _as_dict(load_dataset(*args, **options))
-    except (DatasetGenerationError, FileNotFoundError, ValueError) as error:
-        reason = error.__cause__ or error
+        return _as_dict(load(*args, **options))
+    except (DatasetGenerationError, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"dataset={str(path)!r} cannot be read: {reason}. Name one file, or repair it.") from error
 
 

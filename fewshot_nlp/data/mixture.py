@@ -10,6 +10,7 @@ from typing import Any
 
 from fewshot_nlp.config import EpisodeConfig
 from fewshot_nlp.data.encode import pools_by_address
+from fewshot_nlp.data.leakage import class_key
 from fewshot_nlp.data.pool import Pool, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler, EpisodeSequence, generator
 from fewshot_nlp.types import EpisodeSpec
@@ -82,8 +83,8 @@ def training_tasks_from_config(
     """Training episodes of ``pools``, or of them and the data sets of ``config.mixture_dataset_names``.
 
     What is evaluated, the validation and test classes of ``pools``, is not learned from the mixture: neither its texts
-    nor classes of the same name, unless ``config.duplicates`` says so. Classes called by a number have no name to
-    compare.
+    nor classes of the same name, up to spelling, unless ``config.duplicates`` says so. Classes called by a number have
+    no name to compare.
 
     Args:
         config: where tasks come from, and their shape.
@@ -105,7 +106,7 @@ def training_tasks_from_config(
         if "train" not in found:
             raise ValueError(f"The data set {name!r} has no training classes, only {', '.join(found)}. Give it some.")
         pool = found["train"]
-        if i > 0 and config.duplicates != "keep":
+        if i > 0:
             pool = _not_evaluated(pool, pools, config)
         # Files in different folders may have one name.
         if i > 0 and pool.name in {other.name for other in (*pools.values(), *training)}:
@@ -130,25 +131,27 @@ def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:
 
 
 def _not_evaluated(pool: Pool, pools: Mapping[str, Pool], config: EpisodeConfig) -> Pool:
-    """``pool`` without what is evaluated in ``pools``; ``ValueError`` where it has such and may not drop it."""
+    """``pool`` without what is evaluated in ``pools``, or as ``config.duplicates`` says."""
     evaluated = [each for split, each in pools.items() if split != "train"]
-    classes = {name for each in evaluated for name in each.label_names if not name.isdecimal()}
-    contents = {
-        content for each in evaluated for rows in each.rows_by_class.values() for content in each.contents(rows)
-    }
+    # Classes called by a number have no name to compare.
+    classes = {class_key(name) for each in evaluated for name in each.label_names if not name.isdecimal()}
+    keys = {key for each in evaluated for rows in each.rows_by_class.values() for key in each.keys(rows)}
     kept: dict[str, tuple[int, ...]] = {}
-    shared = []
+    shared, count = [], 0
     for name, rows in pool.rows_by_class.items():
-        known = [content in contents for content in pool.contents(rows)]
-        if name in classes:
+        same = class_key(name) in classes
+        left = () if same else tuple(row for row, key in zip(rows, pool.keys(rows), strict=True) if key not in keys)
+        count += len(rows) - len(left)
+        if same:
             shared.append(f"the class {name!r}")
-        elif any(known):
+        elif len(left) < len(rows):
             shared.append(f"{'an image' if pool.kind == 'image' else 'a text'} of {name!r}")
-        left = tuple(row for row, is_known in zip(rows, known, strict=True) if not is_known)
-        if name not in classes and len(left) >= config.min_examples:
+        if left and len(left) >= config.min_examples:
             kept[name] = left
     if not shared:
         return pool
+    if config.duplicates == "keep":
+        return replace(pool, num_shared=pool.num_shared + count)
     if config.duplicates == "error":
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise ValueError(

@@ -20,10 +20,12 @@ from fewshot_nlp.data.columns import (
     checked_texts,
     class_names,
     find_columns,
+    image_keys,
     is_image,
     readable,
     remarks,
 )
+from fewshot_nlp.data.leakage import refuse_shared, shared_with_later, text_key
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (
     DEFAULT_FRACTIONS,
@@ -48,7 +50,8 @@ class Pool:
             that tasks are made of, such as topics or annotators.
         readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
-        num_dropped: rows left out because another split holds the same text or image.
+        num_dropped: rows left out because a later split, or one that is evaluated, holds the same text, image or class.
+        num_shared: such rows that were kept.
         hub_id: id of the data set, if it was loaded from the Hub. A local file may have the name of another's data.
     """
 
@@ -61,6 +64,7 @@ class Pool:
     readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
     num_dropped: int = 0
+    num_shared: int = 0
     hub_id: str | None = None
 
     @property
@@ -92,6 +96,12 @@ class Pool:
     def contents(self, rows: Sequence[int]) -> list[str]:
         """What tells the examples of ``rows`` from others: the text itself, or a hash of the image's file."""
         return checked_images(self.dataset.select(rows), self.column_name) if self.kind == "image" else self.texts(rows)
+
+    def keys(self, rows: Sequence[int]) -> list[str]:
+        """What is equal for examples that are the same up to spelling or file format; see ``leakage``."""
+        if self.kind == "image":
+            return image_keys(self.dataset.select(rows), self.column_name)
+        return [text_key(text) for text in self.texts(rows)]
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """The texts of ``rows``, in their order.
@@ -167,8 +177,9 @@ def load_pools(
         split_seed: seed of the random splits, which depend on it and the class names alone.
         split_fractions: shares of classes in train, validation and test; 0 leaves a split out.
         min_examples: leave out classes with fewer examples.
-        duplicates: what to do with a text or image that is in two splits. ``"error"``; ``"drop"`` it from the earlier
-            split, so that the test split stays what it is; ``"keep"``. Repeats inside a class are always kept.
+        duplicates: what to do with a text, image or class that is in two splits, also where it is spelt or stored in
+            another way (see ``leakage``). ``"error"``; ``"drop"`` it from the earlier split, so that the test split
+            stays what it is; ``"keep"``. The pools count it. Repeats inside a split are always kept.
 
     Raises:
         ValueError, FileNotFoundError, TypeError, ImportError: bad input, named with the remedy.
@@ -195,7 +206,8 @@ def load_pools(
             check_targets(part, target_column_name, first_row)
         columns.append(target_column_name)
     merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
-    contents = (checked_images if kind == "image" else checked_texts)(merged, column)
+    texts = checked_texts(merged, column) if kind == "text" else None
+    keys = image_keys(merged, column) if texts is None else [text_key(text) for text in texts]
 
     if split_file is not None:
         splits = read_split_file(split_file)
@@ -207,7 +219,10 @@ def load_pools(
     split_rows = _large_enough(
         {split: {c: rows_by_class[c] for c in classes} for split, classes in chosen.items()}, min_examples
     )
-    dropped = _shared_rows(contents, split_rows, duplicates, kind)
+    shared = shared_with_later(keys, split_rows, texts)
+    if duplicates == "error":
+        refuse_shared(shared, kind)
+    dropped = {split: found.rows if duplicates == "drop" else frozenset() for split, found in shared.items()}
     # Once more, as a class may have had enough examples only with those that were dropped.
     split_rows = _large_enough(
         {
@@ -229,6 +244,7 @@ def load_pools(
             readable_names={c: readable[c] for c in by_class if c in readable},
             descriptions={c: described[c] for c in by_class if c in described},
             num_dropped=len(dropped[split]),
+            num_shared=len(shared[split].rows - dropped[split]),
             hub_id=hub_id,
         )
         for split, by_class in split_rows.items()
@@ -272,31 +288,6 @@ def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int)
         if not by_class:
             raise ValueError(f"No class of the {split} split has min_examples={count} examples. Lower it.")
     return kept
-
-
-def _shared_rows(
-    contents: list[str], split_rows: Mapping[str, Mapping[str, list[int]]], duplicates: str, kind: str
-) -> dict[str, set[int]]:
-    """Rows of each split whose text or image a later split holds too, if they are to be dropped."""
-    shared: dict[str, set[int]] = {split: set() for split in split_rows}
-    if duplicates == "keep":
-        return shared
-    later: dict[str, tuple[str, int]] = {}
-    for split in reversed(list(split_rows)):
-        rows = [row for rows in split_rows[split].values() for row in rows]
-        for row in rows:
-            if contents[row] in later:
-                shared[split].add(row)
-        if shared[split] and duplicates == "error":
-            row = min(shared[split])
-            other, other_row = later[contents[row]]
-            raise ValueError(
-                f"{len(shared[split])} {kind}s of the {split} split are in a later split too, such as "
-                f"{contents[row]!r} (row {row} in {split}, row {other_row} in {other}). Use duplicates='drop' to leave "
-                f"them out of {split}, or duplicates='keep'."
-            )
-        later.update((contents[row], (split, row)) for row in rows)
-    return shared
 
 
 def _by_class(parts: Mapping[str, Dataset], label_column: str, column: str, labels: list[str]) -> dict[str, str]:

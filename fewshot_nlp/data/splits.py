@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+
+from fewshot_nlp.checks import nearest, shown
 
 SPLITS = ("train", "validation", "test")
 
@@ -85,15 +86,14 @@ def check_splits(splits: Mapping[str, Sequence[str]], classes: Collection[str]) 
     owner: dict[str, str] = {}
     for split, names in splits.items():
         if split not in SPLITS:
-            raise ValueError(f"The splits have an unknown name {split!r}. Use: {', '.join(SPLITS)}.")
+            raise ValueError(f"The splits have an unknown name {shown(split)}. Use: {', '.join(SPLITS)}.")
         if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-            raise ValueError(f"The {split} split must be a list of class names, not {names!r}.")
+            raise ValueError(f"The {split} split must be a list of class names, not {shown(names)}.")
         for name in map(str, names):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(
-                    f"The {split} split lists {name!r}, which is none of the {len(known)} classes of the data.{hint}"
+                    f"The {split} split lists {shown(name)}, which is none of the {len(known)} classes of the data."
+                    f"{nearest(name, known)}"
                 )
             if name in owner:
                 raise ValueError(

@@ -1,8 +1,9 @@
 """A stream of tasks: groups of classes or whole data sets that arrive one after another, each with held-out texts.
 
 A stage's classes are trained on, so what is held out are texts. They are chosen by the hash of the text itself, and a
-text that is held out of one class is left out of training in every class of every stage: there is no seed, no overlap
-of stages and no repeated sentence by which a stage could be tested on what was trained on.
+text that is held out of one class is left out of training in every class of every stage, however it is spelt there (see
+``leakage``): there is no seed, no overlap of stages and no repeated sentence by which a stage could be tested on what
+was trained on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fewshot_nlp.data.leakage import text_key
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.splits import SPLITS, check_splits, read_class_lists
 
@@ -59,11 +61,12 @@ def hold_out(pools: Sequence[Pool], share: float = 0.2, seed: int = 0) -> list[S
         for rows in pool.rows_by_class.values():
             texts = sorted(set(pool.texts(rows)), key=lambda text: hashlib.sha256(f"{seed}/{text}".encode()).digest())
             count = max(1, round(share * len(texts)))
-            taken["test"].update(texts[:count])
-            taken["validation"].update(texts[count : 2 * count])
+            taken["test"].update(map(text_key, texts[:count]))
+            taken["validation"].update(map(text_key, texts[count : 2 * count]))
 
     def split_of(text: str) -> str:
-        return next((split for split in ("test", "validation") if text in taken[split]), "train")
+        key = text_key(text)
+        return next((split for split in ("test", "validation") if key in taken[split]), "train")
 
     return [Stage(pool.name, _dealt(pool, split_of)) for pool in pools]
 

@@ -16,6 +16,12 @@ def split_hash(label_names: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(form.encode()).hexdigest()[:16]
 
 
+def leakage(pools: Sequence[Pool]) -> dict[str, int]:
+    """How many examples of ``pools`` another split, that is evaluated, holds too: left out, and kept all the same."""
+    own = {id(pool): pool for pool in pools}.values()
+    return {"dropped": sum(pool.num_dropped for pool in own), "kept": sum(pool.num_shared for pool in own)}
+
+
 def build_protocol(
     pools: Mapping[str, Pool],
     *,
@@ -30,6 +36,7 @@ def build_protocol(
     split: str = "test",
     samplers: Mapping[str, EpisodeSampler | EpisodeMixture] | None = None,
     baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Pool] | None = None,
 ) -> dict[str, Any]:
     """The ``"protocol"`` entry of ``results.json``.
 
@@ -45,12 +52,14 @@ def build_protocol(
         samplers: what draws the episodes of each run, such as ``{"1-shot": sampler}``, to record their hashes; with
             ``num_episodes`` set, ``save_episodes`` writes the list of that hash.
         baselines: settings of baselines that have any, by name.
+        training: what training tasks are drawn from, if not from ``pools`` alone.
     """
     pool = pools[split]
     return {
         "dataset": pool.name,
         "hub_id": pool.hub_id,
         "split": split,
+        "leakage": leakage([*pools.values(), *(training or {}).values()]),
         "split_hash": split_hash({name: each.label_names for name, each in pools.items()}),
         "pool_fingerprint": pool.fingerprint,
         "classes": list(pool.label_names),

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from fewshot_nlp import __version__
+from fewshot_nlp.checks import first_line
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.card import CURVE_NAME, model_card
 from fewshot_nlp.hub.files import (
     OWN_PATTERNS,
     PARAMS_NAME,
+    READ_PATTERNS,
     check_token,
     publish_paths,
     read_tensors,
@@ -41,6 +42,7 @@ from fewshot_nlp.models.adapters import (
 )
 from fewshot_nlp.models.backbone import read_module
 from fewshot_nlp.models.model import PREFIX, FewShotModel
+from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_inside, check_model_folder
 from fewshot_nlp.types import Params
 
 
@@ -189,6 +191,7 @@ class FewShotAdapter:
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        check_inside(folder, READ_PATTERNS)
         config, info = read_manifest(folder)
         if model_name_or_path is None and config.model_name_or_path.startswith(ELSEWHERE):
             raise OSError(
@@ -248,20 +251,23 @@ def _read_params(folder: Path, learner: BaseLearner) -> dict[str, Tensor]:
             load_adapter(module, folder)
             params = {**model.init_params(), **params}
     elif model.trainable:
-        params = {**_read_backbone(folder), **params}
+        params = {**_read_backbone(folder, model.module.config._attn_implementation), **params}
     check_tensors(params, start, str(folder), model.module)
     return {name: params[name].to(start[name].dtype) for name in start}
 
 
-def _read_backbone(folder: Path) -> dict[str, Tensor]:
-    """Parameters of a backbone that was trained as a whole."""
+def _read_backbone(folder: Path, attention: str | None) -> dict[str, Tensor]:
+    """Parameters of a backbone that was trained as a whole. Its ``config.json`` may name an attention that transformers
+    would fetch and run, so ``attention`` is that of the backbone which they are for."""
     try:
         # Through transformers, which knows how each architecture names its tensors in a file.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        module, missing = read_module(str(folder), config, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        check_model_folder(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
+        attend = {} if attention is None else {"attn_implementation": attention}
+        module, missing = read_module(str(folder), config, local_files_only=True, **attend, **NO_CODE)
+    except UNREADABLE as error:
         raise ValueError(
-            f"The backbone in {folder} cannot be read: {str(error).splitlines()[0]} Save or download the adapter again."
+            f"The backbone in {folder} cannot be read: {first_line(error)} Save or download the adapter again."
         ) from error
     if missing:
         raise ValueError(
@@ -273,12 +279,6 @@ def _read_backbone(folder: Path) -> dict[str, Tensor]:
 def _peft_config(folder: Path, config: FewShotConfig) -> Any:
     settings = read_peft_config(folder)
     settings.base_model_name_or_path = config.model_name_or_path
-    # A soft prompt that starts at a text asks AutoTokenizer, with arguments from this file.
-    if (getattr(settings, "tokenizer_kwargs", None) or {}).get("trust_remote_code"):
-        raise ValueError(
-            f"{folder / ADAPTER_CONFIG} asks for trust_remote_code, which would run code from its author. "
-            "Remove tokenizer_kwargs from it: the weights do not depend on them."
-        )
     return settings
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from fewshot_nlp.checks import printable, shown
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
@@ -66,12 +67,12 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
 
 def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
     """``text`` on one line, safe inside a Markdown table: control characters shown, markup escaped, long text cut."""
-    shown = "".join(
-        f"\\u{ord(char):04x}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char for char in text
-    )
+    # A longer text is cut before its characters are looked at, and after some have become escapes.
+    shown = printable(text, limit=limit)
     if limit is not None and len(shown) > limit:
         shown = shown[: limit - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]|~$])", r"\\\1", html.escape(shown, quote=False))
+    # The last of them would become links: https://, www. and name@host.
+    return re.sub(r"([\\`*_{}\[\]|~$@]|(?<=:)//|(?<=www)\.)", r"\\\1", html.escape(shown, quote=False), flags=re.I)
 
 
 def hub_id(name: str) -> bool:
@@ -98,9 +99,9 @@ def _metadata(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any])
         library_name="fewshot_nlp",
         pipeline_tag=f"{info.kind}-classification" if config.task == "classification" else None,
         tags=tags,
-        datasets=info.hub_datasets or None,
-        language=info.language or None,
-        license=info.license,
+        datasets=[printable(name) for name in info.hub_datasets] or None,
+        language=[printable(name) for name in info.language] or None,
+        license=info.license and printable(info.license),
         metrics=["accuracy"] if evaluations else None,
         model_name=_model_name(config) if evaluations else None,
         eval_results=evaluations or None,
@@ -128,11 +129,11 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
             EvalResult(
                 task_type=f"{info.kind}-classification",
                 task_name=f"few-shot {info.kind} classification",
-                dataset_type=on_hub or "local",
-                dataset_name=dataset if on_hub else Path(dataset).name,
-                dataset_split=protocol.get("split", "test"),
+                dataset_type=printable(on_hub or "local"),
+                dataset_name=printable(dataset if on_hub else Path(dataset).name),
+                dataset_split=printable(protocol.get("split") or "test"),
                 metric_type="accuracy",
-                metric_name=f"accuracy, {way}{shots}",
+                metric_name=printable(f"accuracy, {way}{shots}"),
                 metric_value=entry["accuracy"],
                 metric_args=arguments or None,
             )
@@ -141,13 +142,31 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
 
 
 def _test_results(info: AdapterInfo) -> dict[str, Any]:
-    test = (info.results or {}).get("test") or {}
+    results = info.results or {}
+    test = results.get("test") or {}
     if not isinstance(test, dict):
         raise ValueError(f"results['test'] must be an object by '<k>-shot', not {type(test).__name__}.")
     for shots, entry in test.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("accuracy"), int | float):
-            raise ValueError(f"results['test'][{shots!r}] must be an object with a number 'accuracy', not {entry!r}.")
+            raise ValueError(
+                f"results['test'][{shown(shots)}] must be an object with a number 'accuracy', not {shown(entry)}."
+            )
+        _check_form(f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict})
+    _check_form("results", results, {"protocol": dict})
+    _check_form("results['protocol']", results.get("protocol") or {}, _PROTOCOL)
     return test
+
+
+_PROTOCOL = {"dataset": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
+
+
+def _check_form(where: str, found: Mapping[str, Any], form: Mapping[str, type]) -> None:
+    for name, kind in form.items():
+        value = found.get(name)
+        listed = value if kind is list and isinstance(value, list) else []
+        if value is not None and (not isinstance(value, kind) or not all(isinstance(item, str) for item in listed)):
+            held = "a list of strings" if kind is list else f"of type {kind.__name__}"
+            raise ValueError(f"{where}[{name!r}] must be {held}, not {shown(value)}.")
 
 
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:

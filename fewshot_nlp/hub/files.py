@@ -83,6 +83,8 @@ def replaced_files(folder: str | Path) -> Iterator[Path]:
         written = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
         # fewshot_config.json last, so that its move completes the save.
         for path in sorted(written, key=lambda path: path.name == CONFIG_NAME):
+            if not (target / path).parent.resolve().is_relative_to(target.resolve()):
+                raise ValueError(f"{(target / path).parent} is a link out of {target}. Remove the link.")
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             # safetensors makes files that their owner alone can read.
             shutil.copymode(staging / CONFIG_NAME, staging / path)
@@ -211,5 +213,5 @@ def read_tensors(path: Path, needed_for: str) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} is missing in {path.parent}: {needed_for}. Save or download the adapter again.")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error

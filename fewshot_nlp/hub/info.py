@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
+
 from fewshot_nlp import __version__
+from fewshot_nlp.checks import shown
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, choice, from_mapping
 from fewshot_nlp.hub.paths import public_path, with_public_paths
 
@@ -24,8 +27,16 @@ from fewshot_nlp.hub.paths import public_path, with_public_paths
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
 
+#: Characters of any one text that is known of an adapter.
+LONGEST = 10_000
+#: Of what is known of it, objects in lists in objects.
+DEEPEST = 50
+
 _ENVELOPE = ("format_version", "library_version", "config")
 _TOKENS = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
+_URL_SECRETS = re.compile(r"//[^/\s@'\"]+@")
+#: A shorter one would be found in words.
+_SHORTEST_TOKEN = 8
 _TOKEN_ARGUMENTS = re.compile(r"((?:^|\s)--?[\w-]*token(?:\s*=\s*|\s+))(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
 
 
@@ -70,6 +81,8 @@ class AdapterInfo:
     kind: str = "text"
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_lengths(each.name, getattr(self, each.name))
         for name in ("label_names", "datasets", "hub_datasets", "language"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -89,15 +102,35 @@ class AdapterInfo:
         self.results = without_tokens(self.results)
 
 
-def without_tokens(value: Any) -> Any:
-    """Replace access tokens in every string of a JSON-like value by ``***``."""
-    if isinstance(value, str):
-        return _TOKEN_ARGUMENTS.sub(r"\1***", _TOKENS.sub("***", value))
+def _check_lengths(name: str, value: Any, depth: int = 0) -> None:
+    """Raise ``ValueError`` where a string in a JSON-like value is longer than any name, sentence or command, or where
+    the value holds others many times over."""
+    if depth > DEEPEST:
+        raise ValueError(f"{name} holds objects or lists in one another more than {DEEPEST} times over.")
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"{name} holds a text of {len(value):,} characters, {shown(value)}. Use {LONGEST:,} at most.")
     if isinstance(value, dict):
-        return {without_tokens(key): without_tokens(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_tokens(item) for item in value]
-    return value
+        value = [*value.keys(), *value.values()]
+    for item in value if isinstance(value, list | tuple) else ():
+        _check_lengths(name, item, depth + 1)
+
+
+def without_tokens(value: Any) -> Any:
+    """Replace access tokens in every string of a JSON-like value by ``***``: those of the Hub's form, those of a
+    command's arguments and of URLs, and the one that is logged in, whatever its form."""
+    own = get_token() or ""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.replace(own, "***") if len(own) >= _SHORTEST_TOKEN else value
+            return _TOKEN_ARGUMENTS.sub(r"\1***", _URL_SECRETS.sub("//***@", _TOKENS.sub("***", value)))
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return value
+
+    return clean(value)
 
 
 def write_manifest(folder: Path, config: FewShotConfig, info: AdapterInfo) -> None:
@@ -139,7 +172,9 @@ def read_manifest(folder: Path) -> tuple[FewShotConfig, AdapterInfo]:
         known["versions"] = {}
     info: AdapterInfo = from_mapping(AdapterInfo, known, str(path))
     if (folder / RESULTS_NAME).is_file():
-        info.results = read_json(folder / RESULTS_NAME)
+        results = read_json(folder / RESULTS_NAME)
+        _check_lengths(str(folder / RESULTS_NAME), results)
+        info.results = results
     return config, info
 
 
@@ -147,7 +182,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ``ValueError`` where it is damaged or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}.")
@@ -156,4 +191,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as people read it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Half of a surrogate pair, which a file may hold as an escape, goes back as that.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

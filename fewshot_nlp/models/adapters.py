@@ -21,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewshot_nlp.checks import shown
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
+from fewshot_nlp.models.safety import check_floats, refused_setting
 from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS, first_map, is_transposed, norms, unfreeze
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -255,10 +257,17 @@ def read_peft_config(folder: str | Path) -> peft.PeftConfig:
     path = Path(folder) / ADAPTER_CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        return peft.PeftConfig.from_peft_type(**settings)
+        if not isinstance(settings, dict):
+            raise TypeError(f"it holds {shown(settings)}")
+        if refusal := refused_setting(settings):
+            raise ValueError(refusal)
+        with warnings.catch_warnings():
+            # Settings that contradict each other are the file's author's affair.
+            warnings.simplefilter("ignore")
+            return peft.PeftConfig.from_peft_type(**settings)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: {folder} holds no PEFT adapter.") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RecursionError) as error:
         raise ValueError(f"{path} is not a PEFT configuration: {error}. Save the adapter again.") from error
 
 
@@ -278,7 +287,7 @@ def load_adapter(module: nn.Module, folder: str | Path) -> None:
 
 
 def check_tensors(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, module: nn.Module) -> None:
-    """Raise ``ValueError`` unless ``saved`` has exactly the names and shapes of ``expected``, and is finite."""
+    """Raise ``ValueError`` unless ``saved`` has the names and shapes of ``expected``, and holds finite floats."""
     remedy = f"They belong to another backbone or adapter than {getattr(module, 'name_or_path', None) or 'this one'!r}."
     if saved.keys() != expected.keys():
         missing, unknown = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
@@ -287,5 +296,4 @@ def check_tensors(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
             raise ValueError(f"{source}: {name} has shape {shapes}. {remedy}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{source}: {name} holds values that are not finite. Train or download it again.")
+    check_floats(saved, source)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils import logging as hf_logging
 
+from fewshot_nlp.checks import first_line
 from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
 from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
+from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_model_folder
 from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
@@ -119,19 +120,21 @@ def load_backbone(
         module.name_or_path = name_or_path
         return module.eval().requires_grad_(False), processor
     source = packaged_backbone(name_or_path) if revision is None else None
-    options = {"revision": revision, **kwargs} if source is None else {}
+    options = {**NO_CODE, **({"revision": revision, **kwargs} if source is None else {})}
     path = name_or_path if source is None else str(source)
     try:
         with _no_progress_bar():
+            if Path(path).is_dir():
+                check_model_folder(Path(path))
             config = AutoConfig.from_pretrained(path, **options)
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
             attend = {} if scratch else {"attn_implementation": ATTENTION}
             module, _ = read_module(path, config, **attend, **options)
             processor = None if scratch else _processor(module, path, options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
         raise OSError(
-            f"Cannot load the backbone {name_or_path!r}: {str(error).splitlines()[0]} "
+            f"Cannot load the backbone {name_or_path!r}: {first_line(error)} "
             f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
         ) from error
     # Adapters record where their backbone came from: the public name, never a folder of this machine.
@@ -152,7 +155,12 @@ def read_module(path: str, config: Any, **options: Any) -> tuple[Any, list[str]]
     # What belongs to the other tower is not worth a warning.
     with _errors_alone() if two else nullcontext():
         module, report = AutoModel.from_pretrained(
-            path, config=config.vision_config if two else config, dtype="float32", output_loading_info=True, **options
+            path,
+            config=config.vision_config if two else config,
+            dtype="float32",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     missing = sorted(report["missing_keys"])
     if two and missing:

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewshot_nlp.models.safety import check_floats, check_inside
+
 PREFIX = "checkpoint-"
 PARTIAL, STALE = ".partial", ".stale"
 MANIFEST = "manifest.json"
@@ -117,11 +119,12 @@ def check_checkpoint(folder: str | Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no checkpoint folder {str(folder)!r}. Give the path of a checkpoint-<step>.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {MANIFEST} cannot be read ({error}).") from error
+        check_inside(folder, (MANIFEST, *FILES))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {error}") from error
+    manifest = _read_json(folder, MANIFEST)
     for name in FILES:
-        path, expected = folder / name, manifest.get(name) if isinstance(manifest, dict) else None
+        path, expected = folder / name, manifest.get(name)
         if not isinstance(expected, dict):
             raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {MANIFEST} does not list {name}.")
         if not path.is_file():
@@ -139,16 +142,12 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        DamagedCheckpoint: if a file is missing or changed.
+        DamagedCheckpoint: if a file is missing or changed, or whoever wrote it and its hash put something else there.
     """
     folder = Path(folder)
     check_checkpoint(folder)
-    return Checkpoint(
-        load_file(folder / PARAMS),
-        load_file(folder / OPTIMIZER),
-        json.loads((folder / STATE).read_text(encoding="utf-8")),
-        json.loads((folder / PROGRESS).read_text(encoding="utf-8")),
-    )
+    params, optimizer = (_read_tensors(folder, name) for name in (PARAMS, OPTIMIZER))
+    return Checkpoint(params, optimizer, _read_json(folder, STATE), _read_json(folder, PROGRESS))
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
@@ -216,6 +215,25 @@ def _cannot_save(output_dir: Path, step: int, checkpoint: Checkpoint, error: Exc
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached copies on the CPU: safetensors takes no tensors that share memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(folder / name)
+        check_floats(tensors, name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {name} cannot be read ({error}).") from error
+    return tensors
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {name} cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {name} holds no JSON object.")
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

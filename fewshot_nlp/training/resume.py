@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +17,13 @@ from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
+from fewshot_nlp.checks import first_line
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.files import STAGING
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
+    PROGRESS,
+    STATE,
     Checkpoint,
     DamagedCheckpoint,
     check_checkpoint,
@@ -43,10 +47,27 @@ from fewshot_nlp.training.optimization import (
 if TYPE_CHECKING:
     from fewshot_nlp.training.trainer import FewShotTrainer
 
+T = TypeVar("T")
 #: Settings that a resumed run shares with the run that it resumes: any other value would train on other episodes, or
 #: be silently overruled by the saved optimiser.
 FIXED = ("seed", "meta_batch_size", "gradient_accumulation_steps", "optim", "learning_rate", "lr_scheduler_type",
          "weight_interpolation")  # fmt: skip
+
+
+def _naming_damage(read: Callable[[FewShotTrainer, Path], T]) -> Callable[[FewShotTrainer, Path], T]:
+    """``read`` with a ``DamagedCheckpoint`` where what it reads is not of the form that ``save`` gives it."""
+
+    @wraps(read)
+    def named(trainer: FewShotTrainer, folder: Path) -> T:
+        try:
+            return read(trainer, folder)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise DamagedCheckpoint(
+                f"Checkpoint {folder} is damaged: {STATE} or {PROGRESS} does not hold what a run needs "
+                f"({type(error).__name__}: {first_line(error)}). Resume from another."
+            ) from error
+
+    return named
 
 
 def save(trainer: FewShotTrainer) -> None:
@@ -72,6 +93,7 @@ def save(trainer: FewShotTrainer) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+@_naming_damage
 def restore(trainer: FewShotTrainer, folder: Path) -> None:
     """Make ``trainer`` what it was when the checkpoint in ``folder`` was written.
 
@@ -153,6 +175,12 @@ def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) 
     ``names`` are files that it will write beside its checkpoints.
     """
     folder = Path(args.output_dir)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"output_dir={args.output_dir!r} holds {path.name}, a link by which the run might write to "
+                f"{path.resolve()}. Remove the link, or give another output_dir."
+            )
     is_adapter = (folder / CONFIG_NAME).exists()
     if (folder / "config.json").exists() and not is_adapter:
         raise ValueError(
@@ -190,6 +218,7 @@ def _begin(args: FewShotTrainingArguments, history: Sequence[Report] = ()) -> No
         start_reports(args.output_dir, history)
 
 
+@_naming_damage
 def _read_own(trainer: FewShotTrainer, folder: Path) -> Checkpoint:
     checkpoint = read_checkpoint(folder)
     _check_same_run(checkpoint.progress["run"], _run_of(trainer), folder)

@@ -8,20 +8,23 @@ from tests.data.toy_data import make_pool
 
 def pool(split, names):
     return SimpleNamespace(
-        name="animals", split=split, label_names=names, fingerprint=f"hash of {split}", hub_id="someone/animals"
-    )
+        name="animals", split=split, label_names=names, fingerprint=f"hash of {split}", hub_id="someone/animals",
+        num_dropped=1, num_shared=2,
+    )  # fmt: skip
 
 
 def test_protocol():
     pools = {"train": pool("train", ["bus", "car"]), "test": pool("test", ["dog", "eel"])}
-    protocol = build_protocol(
-        pools, n_way=2, shots=[1, 5], n_query=5, episodes=600, seed=7, transductive=False, uses_label_names=True
-    )
+    training = {"train": pools["train"], "more": pool("train", ["fly"])}
+    shape = {"n_way": 2, "shots": [1, 5], "n_query": 5, "episodes": 600, "seed": 7}
+    protocol = build_protocol(pools, **shape, transductive=False, uses_label_names=True, training=training)
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol | {"split_hash": "", "interval": ""} == {
         "dataset": "animals",
         "hub_id": "someone/animals",
         "split": "test",
+        # Of three pools; the one that is in both places counts once.
+        "leakage": {"dropped": 3, "kept": 6},
         "split_hash": "",
         "pool_fingerprint": "hash of test",
         "classes": ["dog", "eel"],

@@ -142,7 +142,10 @@ def train_until(out: Path, bert: str, world_size: int, number: int) -> None:
 
 def train_on(out: Path, bert: str, world_size: int, folder: str) -> None:
     """Goes on from the checkpoint of another number of ranks."""
-    trainer = build(out / "run", bert, CASES["lora-maml-3"], save_strategy="steps", save_steps=2)
+    # Where there is no accelerator, ranks find one another without being told so (use_cpu), too.
+    told = {"use_cpu": torch.accelerator.is_available(), "save_strategy": "steps", "save_steps": 2}
+    trainer = build(out / "run", bert, CASES["lora-maml-3"], **told)
+    assert trainer.accelerator.num_processes == world_size
     trainer.train(resume_from_checkpoint=folder)
     if trainer.accelerator.is_main_process:
         save_file(trainer.detached_params(), out / "end.safetensors")

@@ -84,8 +84,7 @@ class Pool:
         """What ``rows`` hold, in their order: texts, or Pillow images.
 
         Raises:
-            OSError: a file of the data set was cut short. It is mapped into memory, and to read beyond its end would
-                kill the process without a word.
+            OSError: a mapped file was cut short, beyond whose end reading would kill the process without a word.
         """
         for path, size in self._sizes.items():
             left = path.stat().st_size if path.exists() else size

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
-from fewshot_nlp.data.encode import labelled
+from fewshot_nlp.data.encode import encode_with_names, labelled
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
@@ -126,7 +126,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         names = self._names(classes, learner.config) if learner.config.use_label_names else []
-        support = labelled(encoder(texts + names), torch.from_numpy(labels), len(classes)).to(device)
+        inputs = encoder.collate(encode_with_names(encoder, texts, names))
+        support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
         self._encoder, self._device = encoder, device

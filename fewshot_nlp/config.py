@@ -157,6 +157,10 @@ class FewShotConfig:
     verbalizer: dict[str, list[str]] | None = field(
         default=None, metadata={"help": "What head=verbalizer says for a label, by label; its name if not given."}
     )
+    calibrate: bool = field(
+        default=True,
+        metadata={"help": "With head=verbalizer, take from a name's score what it has for all examples alike."},
+    )
     distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
     head_scale: float = field(
         default=HEAD_SCALE, metadata={"help": "Start of the learned scale of the logits; of head=verbalizer it is 1."}
@@ -435,7 +439,8 @@ class EpisodeConfig:
     )
     eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
     eval_k_shots: list[int] = field(
-        default_factory=lambda: [1, 5], metadata={"help": "Support examples a class in evaluation, one run each."}
+        default_factory=lambda: [1, 5],
+        metadata={"help": "Support examples a class in evaluation, one run each; 0 with use_label_names."},
     )
     eval_n_query: int = field(default=5, metadata={"help": "Query examples a class in evaluation."})
     eval_n_out_of_scope: int = field(
@@ -468,7 +473,7 @@ class EpisodeConfig:
         if not isinstance(self.eval_k_shots, list) or not self.eval_k_shots:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:
-            at_least("eval_k_shots", shot, 1)
+            at_least("eval_k_shots", shot, 0)
 
     @property
     def largest(self) -> tuple[int, int]:

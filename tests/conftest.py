@@ -27,10 +27,12 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def folders(bert_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of tiny random backbones by what they take: text, vectors or images."""
+def folders(
+    bert_folder: str, language_folders: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Folders of tiny random backbones by what they take: text, also with a blank or to go on with, vectors, images."""
     networks = {kind: tiny_network(Path(tmp_path_factory.mktemp(kind)), kind) for kind in ("vector", "image")}
-    return {"text": bert_folder, **networks}
+    return {"text": bert_folder, "cloze": language_folders("bert"), "phrase": language_folders("gpt2"), **networks}
 
 
 @pytest.fixture(scope="session")

@@ -212,11 +212,11 @@ class BaseLearner(ABC):
             return replace(support.asked(support.names), names=None)
         with torch.inference_mode(False):
             known = support.with_names_as_examples(1 if config.head_reads_names else config.label_name_weight)
-        if config.head != "verbalizer":
-            return known
-        # The words for a class are where its weights start, and nothing to learn from.
-        beyond = torch.full_like(known.labels[len(support) :], OUT_OF_SCOPE)
-        return replace(known, labels=torch.cat([support.labels, beyond]))
+            if config.head != "verbalizer":
+                return known
+            # The words for a class are where its weights start, and nothing to learn from.
+            beyond = torch.full_like(known.labels[len(support) :], OUT_OF_SCOPE)
+            return replace(known, labels=torch.cat([support.labels, beyond]))
 
     def remember(self, params: Params, episodes: Sequence[Episode]) -> dict[str, Tensor]:
         """What the entries ``remembered`` become once ``episodes`` are finished, in this order; writes to nothing."""

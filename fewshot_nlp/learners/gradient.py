@@ -109,7 +109,8 @@ class GradientLearner(BaseLearner):
         params = super().init_params()
         # The head's state for some task tells which tensors it has.
         labels = torch.arange(2, device=self.model.device)
-        some = torch.zeros(2, self.model.hidden_size, device=self.model.device, dtype=self.model.dtype)
+        size = len(labels) if self.asks else self.model.hidden_size
+        some = torch.zeros(2, size, device=self.model.device, dtype=self.model.dtype)
         head = self.head.start(params, some, labels, 2) if self.head.fast else {}
         # A tensor whose shape follows the number of classes can have no rates of that shape: one number stands for it.
         shown = {name: value if name in params else value.new_zeros(()) for name, value in head.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.types import Params
+from fewshot_nlp.types import OUT_OF_SCOPE, Params
 
 SCALE = "head.log_scale"
 WEIGHT = "head.weight"
@@ -139,9 +139,10 @@ class LinearHead:
 class VerbalizerHead(LinearHead):
     """What a language model says of a text, from a start that a task may change (Hou et al. 2022, arXiv:2209.11486).
 
-    ``s · (f W^T + b)`` with ``b = 0`` and, of features that are compared with names, the names' own for ``W``: the
-    scores of the words that stand for the classes. Features that are scores of names already, ``[n, n_way]``, start at
-    ``W = 1``. Before the first step, and at ``s = 1``, the logits are the language model's.
+    ``s · (f W^T + b)``, where ``W`` are the features of the names, that is, of the words that stand for the classes;
+    features that are scores of names already, ``[n, n_way]``, start at ``W = 1``. With ``b = 0`` and ``s = 1`` the
+    logits are the language model's. It prefers some names whatever the text; with ``config.calibrate``, ``-b`` starts
+    at their mean scores over the examples, classes weighted alike (after Zhou et al. 2024, arXiv:2309.17249).
     """
 
     def __init__(self, config: FewShotConfig, scores_names: bool) -> None:
@@ -149,8 +150,13 @@ class VerbalizerHead(LinearHead):
         self.scores_names = scores_names
 
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        known = labels != OUT_OF_SCOPE
         weight = torch.eye(n_way).to(features) if self.scores_names else features[-n_way:]
-        return {WEIGHT: weight, BIAS: features.new_zeros(n_way)}
+        bias = features.new_zeros(n_way)
+        if self.config.calibrate and known.any():
+            bias = bias - class_means(features[known] @ weight.T, labels[known], n_way).mean(dim=0)
+        # A view, so that a gradient with respect to the weights does not see that the biases were made from them, too.
+        return {WEIGHT: weight.view_as(weight), BIAS: bias}
 
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         return self._linear(params, state, features)

@@ -91,7 +91,7 @@ class FewShotModel:
     @property
     def template(self) -> str | None:
         """The words around a text, where the model speaks."""
-        return self.voice and (self.config.template or TEMPLATES[self.voice.slot])
+        return (self.config.template or TEMPLATES[self.voice.slot]) if self.voice else None
 
     def encoder(self) -> Encoder:
         """How texts or images become this model's inputs.
@@ -99,7 +99,7 @@ class FewShotModel:
         Raises:
             ValueError: it takes neither.
         """
-        if self.voice is not None:
+        if self.voice is not None and self.template is not None:
             words = self.config.verbalizer or {}
             return TemplateEncoder(self.tokenizer, self.config.max_length, self.template, self.voice.slot, words)
         if self.tokenizer is not None:

@@ -35,9 +35,11 @@ class Voice(Protocol):
     """What a model's features are when it speaks."""
 
     #: The template's slot that the model speaks in: ``"mask"`` or ``"label"``.
-    slot: str
+    slot: ClassVar[str]
     #: Whether texts are asked about names, and features are a score for each.
-    scores_names: bool
+    scores_names: ClassVar[bool]
+    #: Of a feature, where it is not a score for each name.
+    size: int
 
     def read(self, module: Any, bare: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, size]`` of right-padded inputs; ``bare`` is the language model inside ``module``."""
@@ -48,11 +50,11 @@ class Voice(Protocol):
         ...
 
 
-class MaskedVoice:
+class MaskedVoice(Voice):
     """Features ``[h; 1]`` of rows with a blank, and ``[w; b]`` of rows without one, which are the words of a name."""
 
-    slot: ClassVar = "mask"
-    scores_names: ClassVar = False
+    slot = "mask"
+    scores_names = False
 
     def __init__(self, bare: Any, tokenizer: Any) -> None:
         output = bare.get_output_embeddings()
@@ -98,11 +100,11 @@ def _with(vectors: Tensor, bias: Tensor | None, *words: Tensor) -> Tensor:
     return torch.cat([vectors, pool(values[..., None], mask, "mean")], dim=1)
 
 
-class CausalVoice:
+class CausalVoice(Voice):
     """Features of a text are the scores ``[n_way]`` of the names that it is asked about (``Batch.asked``)."""
 
-    slot: ClassVar = "label"
-    scores_names: ClassVar = True
+    slot = "label"
+    scores_names = True
 
     def __init__(self, bare: Any) -> None:
         # Of frozen states. How many scores there are follows from the task.

@@ -189,7 +189,7 @@ class EpisodeReader:
         pool has targets, those.
 
         Raises:
-            ValueError: the spec is of another pool, or has no support examples where names are not given.
+            ValueError: the spec is of another pool, or has neither examples nor names.
         """
         pool = self._pools.get((spec.pool, spec.split))
         if pool is None:
@@ -200,10 +200,7 @@ class EpisodeReader:
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
         names = list(spec.classes) if self.use_label_names else []
         if not support and not names:
-            raise ValueError(
-                f"The episode {spec.address} has no support examples, and nothing else tells its classes. Use k_shot "
-                f"of at least 1, or use_label_names=True."
-            )
+            raise ValueError(f"{spec.address} has no examples. Use k_shot of at least 1, or use_label_names=True.")
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(

@@ -79,25 +79,19 @@ class MaskedVoice(Voice):
         parts = []
         if len(texts):
             rows = {name: tensor[texts] for name, tensor in inputs.items()}
-            states = input_of(output, lambda: module(**rows))
             # Of more blanks than one the mean is read; a template has one.
-            parts.append(_with(pool(states, blank[texts].long(), "mean"), None))
+            states = pool(input_of(output, lambda: module(**rows)), blank[texts].long(), "mean")
+            parts.append(torch.cat([states, torch.ones_like(states[:, :1])], dim=1))
         if len(names):
-            ids, mask = inputs["input_ids"][names], inputs["attention_mask"][names]
-            parts.append(_with(pool(output.weight[ids], mask, "mean"), output.bias, ids, mask))
+            ids = inputs["input_ids"][names]
+            vectors, bias = output.weight[ids], output.bias
+            bias = vectors.new_zeros(ids.shape) if bias is None else bias[ids]
+            words = torch.cat([vectors, bias[..., None]], dim=2)
+            parts.append(pool(words, inputs["attention_mask"][names], "mean"))
         return torch.cat(parts)[torch.cat([texts, names]).argsort()]
 
     def read_frozen(self, bare: Any, inputs: dict[str, Tensor]) -> Tensor:
         return self.read(bare, bare, inputs)
-
-
-def _with(vectors: Tensor, bias: Tensor | None, *words: Tensor) -> Tensor:
-    """``vectors`` ``[n, size]`` with one number more: 1, or the mean ``bias`` of ``words``, which are ids and mask."""
-    if not words:
-        return torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1)
-    ids, mask = words
-    values = torch.zeros_like(ids, dtype=vectors.dtype) if bias is None else bias[ids]
-    return torch.cat([vectors, pool(values[..., None], mask, "mean")], dim=1)
 
 
 class CausalVoice(Voice):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
-from fewshot_nlp.data.encode import labelled
+from fewshot_nlp.data.encode import encode_with_names, labelled
 from fewshot_nlp.data.examples import check_examples, listed
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
@@ -44,8 +44,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         revision: branch, tag or commit of whichever of the two is on the Hub.
         batch_size: texts or images at a time in ``predict``. Changes speed and memory, not the answers.
         device: such as ``"cpu"`` or ``"cuda:0"``; by default the GPU if there is one.
-        label_texts: what is read for a label, by label, where the adapter was trained to read names or descriptions of
-            classes; by default the label itself, in words.
+        label_texts: what is read for a label, by label, where names or descriptions of classes are read; by default the
+            label itself, in words.
+        classes: the labels to tell apart, some or all of which may have no example. Their names are read, and count as
+            an example each for an adapter that was not trained to read them; by default the labels of ``fit``, whose
+            names are read only by an adapter that was.
 
     Attributes:
         classes_: the labels, sorted, ``[n_classes]``.
@@ -61,6 +64,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int = 256,
         device: str | torch.device | None = None,
         label_texts: Mapping[str, str] | None = None,
+        classes: Iterable[Any] | None = None,
     ) -> None:
         self.adapter = adapter
         self.model_name_or_path = model_name_or_path
@@ -68,6 +72,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.label_texts = label_texts
+        self.classes = classes
 
     @classmethod
     def from_pretrained(
@@ -81,6 +86,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int = 256,
         device: str | torch.device | None = None,
         label_texts: Mapping[str, str] | None = None,
+        classes: Iterable[Any] | None = None,
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
 
@@ -89,7 +95,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             FileNotFoundError, ValueError: as ``FewShotAdapter.from_pretrained``.
         """
-        classifier = cls(path_or_repo, revision=revision, batch_size=batch_size, device=device, label_texts=label_texts)
+        classifier = cls(
+            path_or_repo,
+            revision=revision,
+            batch_size=batch_size,
+            device=device,
+            label_texts=label_texts,
+            classes=classes,
+        )
         adapter = FewShotAdapter.from_pretrained(
             path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -103,14 +116,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         ``"class 1"`` misleads it. ``label_texts`` says what to read instead; one that was trained on descriptions
         needs it.
 
+        With ``classes`` it answers before any example is given, and better with each::
+
+            classifier = FewShotClassifier(classes=["refund", "delivery"]).fit([], [])
+            classifier.fit(["where is my parcel"], ["delivery"])
+
         Raises:
             ValueError: no texts, an empty text, images where the backbone takes texts or the other way, unequal
                 lengths, a missing label, fewer than two classes, labels without words or descriptions for an adapter
                 that reads them, or a bad argument of the constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
-        examples = listed(X)
-        classes, labels = _check_labels(y, len(examples))
+        known = None if self.classes is None else list(self.classes)
+        examples = listed(X, least=1 if known is None else 0)
+        classes, labels = _check_labels(y, len(examples), known)
         _check_batch_size(self.batch_size)
         device = _check_device(self.device)
         adapter = self._load()
@@ -124,8 +143,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_examples(examples, encoder.kind)
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        names = self._names(classes, learner.config) if learner.config.tells_names else []
-        support = labelled(encoder(examples + names), torch.from_numpy(labels), len(classes)).to(device)
+        reads_names = learner.config.tells_names or known is not None
+        names = self._names(classes, learner.config) if reads_names else []
+        inputs = encoder.collate(encode_with_names(encoder, examples, names))
+        support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
         self.state_ = learner.adapt(params, support)
         self.learner_, self.params_, self.classes_ = learner, params, classes
         self._encoder, self._device = encoder, device
@@ -254,15 +275,15 @@ def _in_words(classes: np.ndarray) -> list[str]:
     for label in classes.tolist():
         if not isinstance(label, str) or not has_words(label):
             raise ValueError(
-                f"The label {label!r} has no words, and this adapter was trained to read the names of classes "
-                f"(use_label_names). Use names as labels, pass label_texts={{label: words}}, or use an adapter that "
-                f"does without."
+                f"The label {label!r} has no words, and names of classes are read: classes says so, or this adapter "
+                f"was trained to read them (use_label_names). Use names as labels, pass label_texts={{label: words}}, "
+                f"or do without."
             )
     return [readable(label) for label in classes.tolist()]
 
 
-def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted classes ``[n_classes]``, and the class number of each label, int64 ``[n]``."""
+def _check_labels(y: Any, n: int, known: list[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted classes ``[n_classes]``, and the class number of each label, int64 ``[n]``; ``known``: all classes."""
     if y is None:
         raise ValueError("FewShotClassifier requires y to be passed, but the target y is None. Pass one label a text.")
     if isinstance(y, str | bytes | Mapping | Set) or not isinstance(y, Iterable):
@@ -271,6 +292,11 @@ def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     labels = column_or_1d(np.asarray(y), warn=True) if hasattr(y, "ndim") else list(y)
     if len(labels) != n:
         raise ValueError(f"X and y have unequal lengths, {n} and {len(labels)}. Pass one label a text.")
+    if known is not None:
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise ValueError(f"The label {unknown[0]!r} is none of classes={known}. Add it, or leave classes out.")
+        labels = [*labels, *known]
     for i, label in enumerate(labels):
         if not isinstance(label, str | Integral | np.bool_ | float | np.floating):
             raise ValueError(f"y[{i}]={label!r} is of type {type(label).__name__}. Use strings, integers or booleans.")
@@ -285,4 +311,4 @@ def _check_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
         classes, numbers = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y has only one class, {classes.tolist()[0]!r}. Pass examples of at least 2 classes.")
-    return classes, numbers.astype(np.int64)
+    return classes, numbers[:n].astype(np.int64)

@@ -19,14 +19,15 @@ CONFIG_NAME = "fewshot_config.json"
 
 ADAPTERS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora", "ia3", "bitfit", "layernorm", "full", "none")
 PROMPT_TUNING_INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
-POOLINGS = ("auto", "mean", "cls", "pooler")
+POOLINGS = ("auto", "mean", "cls", "last", "pooler")
 BATCH_NORMS = ("inductive", "transductive")
 #: What a task asks for, and the name of the score of its answers, of which more is better.
 TASKS = {"classification": "accuracy", "regression": "negative_mse"}
-HEADS = ("prototype", "linear")
+HEADS = ("prototype", "linear", "verbalizer")
 HEAD_INITS = ("zero", "prototype", "names", "learned")
 LABEL_TEXTS = ("name", "description")
 DISTANCES = ("cosine", "euclidean")
+HEAD_SCALE = 10.0
 #: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
 #: is a line here.
 LEARNERS: dict[str, str | type] = {
@@ -105,8 +106,8 @@ class FewShotConfig:
     pooling: str = field(
         default="auto",
         metadata={
-            "help": f"From tokens or places to features: {', '.join(POOLINGS)}. auto is mean for texts, and for images "
-            "the backbone's own pooler, or else its class token."
+            "help": f"From tokens or places to features: {', '.join(POOLINGS)}. auto is last for decoders, mean for "
+            "other models of texts, and for images the backbone's own pooler, or else its class token."
         },
     )
     max_length: int = field(default=64, metadata={"help": "Longest text in tokens; longer ones are cut."})
@@ -189,8 +190,24 @@ class FewShotConfig:
             "help": f"Where a linear head starts on a new task: {', '.join(HEAD_INITS)}. Of regression it is learned."
         },
     )
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Words around a text for head=verbalizer, such as '{text} This is about {mask}.' for models of "
+            "masked words, and '{text} This is about {label}' for models that go on with a text."
+        },
+    )
+    verbalizer: dict[str, list[str]] | None = field(
+        default=None, metadata={"help": "What head=verbalizer says for a label, by label; its name if not given."}
+    )
+    calibrate: bool = field(
+        default=True,
+        metadata={"help": "With head=verbalizer, take from a name's score what it has for all examples alike."},
+    )
     distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
-    head_scale: float = field(default=10.0, metadata={"help": "Start of the learned scale of the logits."})
+    head_scale: float = field(
+        default=HEAD_SCALE, metadata={"help": "Start of the learned scale of the logits; of head=verbalizer it is 1."}
+    )
 
     learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
     learner_kwargs: dict[str, Any] | None = field(
@@ -250,6 +267,7 @@ class FewShotConfig:
         choice("head", self.head, HEADS)
         choice("head_init", self.head_init, HEAD_INITS)
         self._check_task()
+        self._check_verbalizer()
         choice("distance", self.distance, DISTANCES)
         choice("learner", self.learner, LEARNERS)
         choice("inner_rule", self.inner_rule, INNER_RULES)
@@ -342,6 +360,48 @@ class FewShotConfig:
             raise ValueError(
                 f"prompt_tuning_init={start!r} and prompt_tuning_init_text={text!r} contradict each other. Give both "
                 f"'TEXT' and a text, or the other start alone."
+            )
+
+    def _check_verbalizer(self) -> None:
+        if self.head != "verbalizer":
+            for name in ("template", "verbalizer"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is read by head='verbalizer' alone, and head={self.head!r}. "
+                        f"Set head, or leave {name} out."
+                    )
+            return
+        if self.template is not None:
+            slots = [self.template.count(slot) for slot in ("{text}", "{mask}", "{label}")]
+            if slots not in ([1, 1, 0], [1, 0, 1]):
+                raise ValueError(
+                    f"template={self.template!r} must hold {{text}} once, and once {{mask}} for a model of masked "
+                    f"words, or {{label}} for one that goes on with a text: '{{text}} This is about {{mask}}.'"
+                )
+        words = self.verbalizer
+        if words is not None and (
+            not isinstance(words, dict)
+            or not all(isinstance(said, list) and said for said in words.values())
+            or not all(isinstance(word, str) and word.strip() for said in words.values() for word in said)
+        ):
+            raise ValueError(
+                f"verbalizer={words!r} must be lists of words by label, such as {{refund: [money, back]}}."
+            )
+        for name in ("learn_label_name_weight", "condition_on_names"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} reads names as texts, and head='verbalizer' speaks them. Leave {name} out, or use "
+                    f"head='linear'."
+                )
+        # It speaks the names of classes, from where it starts, on the scale of the language model: what was left at its
+        # default gives way.
+        self.use_label_names = True
+        self.head_init = "names" if self.head_init == "prototype" else self.head_init
+        self.head_scale = 1.0 if self.head_scale == HEAD_SCALE else self.head_scale
+        if self.head_init != "names":
+            raise ValueError(
+                f"head_init={self.head_init!r} is for head='linear': head='verbalizer' starts at the names of the "
+                f"classes. Leave it out."
             )
 
     def _check_names(self) -> None:
@@ -462,7 +522,8 @@ class EpisodeConfig:
     )
     eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
     eval_k_shots: list[int] = field(
-        default_factory=lambda: [1, 5], metadata={"help": "Support examples a class in evaluation, one run each."}
+        default_factory=lambda: [1, 5],
+        metadata={"help": "Support examples a class in evaluation, one run each; 0 with use_label_names."},
     )
     eval_n_query: int = field(default=5, metadata={"help": "Query examples a class in evaluation."})
     eval_n_out_of_scope: int = field(
@@ -496,7 +557,7 @@ class EpisodeConfig:
         if not self.eval_k_shots:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:
-            at_least("eval_k_shots", shot, 1)
+            at_least("eval_k_shots", shot, 0)
 
     @property
     def largest(self) -> tuple[int, int]:

@@ -18,8 +18,17 @@ Params = Mapping[str, Tensor]
 #: What a learner knows about one task after ``adapt``. Only the learner that made it reads it.
 State = Any
 
+#: How the inputs of a batch that is asked about names begin that hold the names.
+NAMES = "names."
+
 #: Label of a query example whose class is not in the episode.
 OUT_OF_SCOPE = -1
+
+
+def split_names(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of the texts themselves, and of the names that they are asked about, if they are (``Batch.asked``)."""
+    texts = {name: rows for name, rows in inputs.items() if not name.startswith(NAMES)}
+    return texts, {name.removeprefix(NAMES): rows for name, rows in inputs.items() if name not in texts}
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,9 @@ class Batch:
             ``attention_mask``, both ``[n, length]``.
         labels: ``[n]`` int64 in ``[0, n_way)``, or ``OUT_OF_SCOPE``; of a regression, ``[n]`` floats.
         n_way: number of classes of the task; 1 of a regression, whose answers are one number an example.
-        names: the names of the classes in words, encoded as ``inputs`` are and to the same length, one row a class in
-            the order of the labels; only of a support set, and only where the learner is to know them.
+        names: the names of the classes in words, encoded as ``inputs`` are or as the encoder writes names, and to the
+            same length, one row a class in the order of the labels; only of a support set, and only where the learner
+            is to know them.
     """
 
     inputs: dict[str, Tensor]
@@ -92,6 +102,20 @@ class Batch:
         inputs = {name: torch.cat([rows, *[self.names[name]] * weight]) for name, rows in self.inputs.items()}
         labels = torch.arange(self.n_way, device=self.labels.device).repeat(weight)
         return Batch(inputs, torch.cat([self.labels, labels]), self.n_way)
+
+    def asked(self, names: Mapping[str, Tensor]) -> Batch:
+        """The same texts, each of them asked about ``names``, which are inputs then, too, one row a class."""
+        return replace(self, inputs={**self.inputs, **{f"{NAMES}{name}": rows for name, rows in names.items()}})
+
+    @property
+    def names_asked(self) -> dict[str, Tensor]:
+        """The inputs that hold the names which the texts are asked about, by their own names."""
+        return {name: rows for name, rows in self.inputs.items() if name.startswith(NAMES)}
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is an example of any class; a task without one is told the names of its classes alone."""
+        return len(self) > self.n_way or bool((self.labels != OUT_OF_SCOPE).any())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # Before any Hugging Face library is imported: no test may reach for a Hub that it did not start itself.
@@ -15,6 +17,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.languages import tiny_language_model
 from tests.tiny import tiny_bert, tiny_network
 
 # The same examples in every run; a busy machine fails no test. `recipes/benchmarks/fuzz.py` looks further.
@@ -29,10 +32,18 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def folders(bert_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of tiny random backbones by what they take: text, vectors or images."""
+def folders(
+    bert_folder: str, language_folders: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Folders of tiny random backbones by what they take: text, also with a blank or to go on with, vectors, images."""
     networks = {kind: tiny_network(Path(tmp_path_factory.mktemp(kind)), kind) for kind in ("vector", "image")}
-    return {"text": bert_folder, **networks}
+    return {"text": bert_folder, "cloze": language_folders("bert"), "phrase": language_folders("gpt2"), **networks}
+
+
+@pytest.fixture(scope="session")
+def language_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a tiny random language model by its family."""
+    return cache(lambda family: tiny_language_model(Path(tmp_path_factory.mktemp(family)), family))
 
 
 @pytest.fixture(autouse=True)

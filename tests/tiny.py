@@ -159,7 +159,7 @@ def random_batch(
     rng = torch.Generator().manual_seed(seed)
     total = sum(counts)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    if kind != "text":
+    if kind in ("vector", "image"):
         shape = (3,) if kind == "vector" else (1, 16, 16)
         means = torch.randn(len(counts), *shape, generator=rng, dtype=torch.float64)
         values = means[labels] + torch.randn(total, *shape, generator=rng, dtype=torch.float64)
@@ -168,6 +168,8 @@ def random_batch(
     ids = torch.randint(len(SPECIAL), len(SPECIAL + WORDS), (total, length), generator=rng)
     ids[:, 0] = SPECIAL.index("[CLS]")
     ids[:, 1] = len(SPECIAL) + labels
+    if kind == "cloze":
+        ids[:, 2] = SPECIAL.index("[MASK]")
     lengths = torch.randint(3, length + 1, (total,), generator=rng)
     lengths[0] = length
     mask = (torch.arange(length)[None] < lengths[:, None]).long()

@@ -18,7 +18,7 @@ from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import CLASSES, parse_into
 from fewshot_nlp.cli.train import EVAL_SEED
 from fewshot_nlp.config import EpisodeConfig, FewShotConfig
-from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, TextEncoder, load_pools_from_config
+from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, load_pools_from_config
 from fewshot_nlp.data.stages import Stage, all_classes, deal_classes, group_classes, hold_out, read_groups
 from fewshot_nlp.evaluation.lifelong import draw_matrix
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
@@ -119,7 +119,7 @@ def execute(run: StreamRun) -> dict[str, Any]:
     if accelerator.is_main_process:
         _announce(run)
     pools = [pool for stage in run.stages for pool in stage.pools.values()]
-    encoder = TextEncoder(learner.model.tokenizer, config.max_length)
+    encoder = learner.model.encoder()
     reader = EpisodeReader(pools, encoder, use_label_names=config.tells_names)
     output = learn_stream(learner, args, lifelong, run.training, reader, run.held_out, accelerator)
     results: dict[str, Any] = {

@@ -16,6 +16,7 @@ from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import Pool
 from fewshot_nlp.evaluation import results_table
 from fewshot_nlp.learners import BaseLearner, GradientLearner, learner_class
+from fewshot_nlp.models.model import NAME_TOKENS
 from fewshot_nlp.types import Batch
 
 #: What a reader of a terminal takes in at a glance; the rest is in the folder.
@@ -105,10 +106,11 @@ def _gradient(settings: Settings, learner: GradientLearner) -> str:
     if encoder.kind == "image":
         inputs = encoder([Image.new("L", (1, 1))] * (n_way * k_shot))
     else:
-        ids = torch.zeros(n_way * k_shot, settings.config.max_length, dtype=torch.long)
-        inputs = {"input_ids": ids, "attention_mask": ids + 1}
-    labels = torch.zeros(n_way * k_shot, dtype=torch.long)
-    return learner.describe(Batch(inputs, labels, n_way).to(learner.model.device))
+        inputs = learner.model.any_texts(n_way * k_shot, settings.config.max_length)
+    support = Batch(inputs, torch.zeros(n_way * k_shot, dtype=torch.long), n_way)
+    if learner.asks:
+        support = support.asked(learner.model.any_texts(n_way, NAME_TOKENS))
+    return learner.describe(support.to(learner.model.device))
 
 
 def _adapter(settings: Settings) -> str:

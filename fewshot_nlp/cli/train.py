@@ -115,6 +115,11 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
             f"task={config.task!r} is not for this command, whose data have classes. Train it in Python, as "
             f"recipes/sinusoid.py does."
         )
+    if 0 in episodes.eval_k_shots and not config.use_label_names:
+        raise ValueError(
+            f"eval_k_shots={episodes.eval_k_shots} has tasks without examples, and nothing else tells their classes. "
+            f"Set use_label_names, or leave 0 out."
+        )
     accelerator = build_accelerator(args)
     check_output_dir(args, FILES)
     resume_folder(args, None)
@@ -231,6 +236,9 @@ def _baselines(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str
         "prototypes": FrozenPrototypes(*frozen),
         "logistic_regression": LogisticRegression(*frozen),
     }
+    if learner.config.head == "verbalizer":
+        # It has answers before any training.
+        found["untrained"] = learner
     if learner.model.trainable:
         found["fine_tuning"] = FineTuning.like(learner, args.baseline_steps, args.baseline_learning_rate)
     return found

@@ -81,19 +81,27 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut but not padded."""
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"texts={texts!r} must be a list of one or more texts.")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"texts[{i}]={text!r} is empty or no text. Remove it.")
         encoded = self.tokenizer(
-            list(texts),
+            self._checked(texts),
             truncation=True,
             max_length=self.max_length,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
         return encoded["input_ids"]
+
+    def encode_names(self, names: Sequence[str]) -> list[list[int]]:
+        """The same of names of classes, which are texts like others."""
+        return self.encode(names)
+
+    @staticmethod
+    def _checked(texts: Sequence[str]) -> list[str]:
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts={texts!r} must be a list of one or more texts.")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"texts[{i}]={text!r} is empty or no text. Remove it.")
+        return list(texts)
 
     def collate(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Stack token ids, padding on the tokenizer's side."""
@@ -189,7 +197,7 @@ class EpisodeReader:
         pool has targets, those.
 
         Raises:
-            ValueError: the spec is of another pool.
+            ValueError: the spec is of another pool, or has neither examples nor names.
         """
         pool = self._pools.get((spec.pool, spec.split))
         if pool is None:
@@ -199,6 +207,8 @@ class EpisodeReader:
         query: list[int | str] = [*(row for rows in spec.query for row in rows), *spec.out_of_scope]
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
         names = list(spec.classes) if self._names(spec.split) else []
+        if not support and not names:
+            raise ValueError(f"{spec.address} has no examples. Use k_shot of at least 1, or use_label_names=True.")
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
         query_labels += [OUT_OF_SCOPE] * len(spec.out_of_scope)
         return Episode(
@@ -229,12 +239,9 @@ class EpisodeReader:
             rows = [row for *_, row in missing if isinstance(row, int)]
             if rows and not 0 <= min(rows) <= max(rows) < pool.dataset.num_rows:
                 raise ValueError(f"The episode {spec.address} has rows beyond the {pool.dataset.num_rows} of its pool.")
-            read = iter(pool.examples(rows))
-            found = [
-                _label_text(pool, each, self.label_texts) if isinstance(each, str) else next(read)
-                for *_, each in missing
-            ]
-            fresh = dict(zip(missing, self.encoder.encode(found), strict=True))
+            said = [_label_text(pool, each, self.label_texts) for *_, each in missing if isinstance(each, str)]
+            # Examples come first, as in ``keys``.
+            fresh = dict(zip(missing, encode_with_names(self.encoder, pool.examples(rows), said), strict=True))
         inputs = self.encoder.collate([fresh[key] if key in fresh else self._encoded[key] for key in keys])
         self._remember(keys, fresh)
         if pool.target_column_name is not None:
@@ -249,6 +256,12 @@ class EpisodeReader:
             self._encoded.move_to_end(key)
         while len(self._encoded) > self.cache_size:
             self._encoded.popitem(last=False)
+
+
+def encode_with_names(encoder: Encoder, examples: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Encoded ``examples``, then ``names`` of classes, of either of which there may be none."""
+    encoded = list(encoder.encode(examples)) if len(examples) else []
+    return encoded + (encoder.encode_names(names) if isinstance(encoder, TextEncoder) and names else [])
 
 
 def labelled(inputs: dict[str, Tensor], labels: Tensor, n_way: int) -> Batch:

@@ -146,7 +146,8 @@ def spec_from_dict(content: Any) -> EpisodeSpec:
         if not isinstance(content[name], list) or len(content[name]) != len(classes):
             raise ValueError(f"{name} must hold one list of rows for each of the {len(classes)} classes")
         rows[name] = tuple(_rows(name, part) for part in content[name])
-    if not all(rows["support"]):
+    # Without any, a task is told by the names of its classes alone.
+    if any(rows["support"]) and not all(rows["support"]):
         raise ValueError("a class has no support example")
     out_of_scope = _rows("out_of_scope", content["out_of_scope"])
     every = [row for part in (*rows["support"], *rows["query"], out_of_scope) for row in part]

@@ -11,8 +11,8 @@ from PIL.Image import Image
 from fewshot_nlp.data.images import checked_image
 
 
-def listed(X: Any) -> list[Any]:
-    """``X`` as a list of examples; ``ValueError`` for anything else."""
+def listed(X: Any, least: int = 1) -> list[Any]:
+    """``X`` as a list of ``least`` examples or more; ``ValueError`` for anything else."""
     if isinstance(X, str | bytes):
         raise ValueError(f"X={X!r} is one text. Pass a list of texts: [{X!r}].")
     # An array of images has a dimension for each image's height and width, and one for its colours.
@@ -22,8 +22,8 @@ def listed(X: Any) -> list[Any]:
             f"X of type {type(X).__name__} must be one-dimensional: a list, array or column of texts, or of images."
         )
     examples = list(X)
-    if not examples:
-        raise ValueError("X has 0 texts. Pass at least 1.")
+    if len(examples) < least:
+        raise ValueError("X has 0 texts. Pass at least 1, or the labels to tell apart by their names as classes.")
     return examples
 
 

@@ -71,7 +71,7 @@ class EpisodeSampler(EpisodeSequence):
     Args:
         pool: where classes and rows come from.
         n_way: classes in an episode; 1, the group of texts, where the pool has targets.
-        k_shot: support examples a class.
+        k_shot: support examples a class; with none, a task is told by the names of its classes alone.
         n_query: query examples a class.
         seed: of the sequence.
         max_n_way: draw the way of each episode from ``n_way`` up to this.
@@ -146,7 +146,7 @@ class EpisodeSampler(EpisodeSequence):
                 f"n_out_of_scope={self.n_out_of_scope} mean nothing there. Use n_way=1, n_out_of_scope=0."
             )
         at_least("max_n_way", self.max_n_way, self.n_way)
-        at_least("k_shot", self.k_shot, 1)
+        at_least("k_shot", self.k_shot, 0)
         at_least("max_k_shot", self.max_k_shot, self.k_shot)
         at_least("n_query", self.n_query, 1)
         at_least("n_out_of_scope", self.n_out_of_scope, 0)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot_nlp.types import Params
@@ -35,6 +35,37 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
     check_names(params, set(names))
     with _checkpointing(module, params):
         return torch.func.functional_call(module, dict(params), kwargs=inputs)
+
+
+def run(module: nn.Module, names: tuple[str, ...], params: Params, function: Callable[[], Any]) -> Any:
+    """``function()``, which calls ``module`` or its parts as it likes, under the same terms as ``call``."""
+    check_names(params, set(names))
+    values = {f"module.{name}": value for name, value in params.items()}
+    with _checkpointing(module, params):
+        return torch.func.functional_call(_Within(module), values, (function, ()))
+
+
+class _Reached(Exception):
+    """Ends a forward pass at a layer."""
+
+    def __init__(self, given: Tensor) -> None:
+        self.given = given
+
+
+def input_of(layer: nn.Module, forward: Callable[[], Any]) -> Tensor:
+    """What ``forward()`` first gives to ``layer``, where it ends: what comes after is never computed."""
+
+    def reached(part: nn.Module, args: tuple[Any, ...]) -> None:
+        raise _Reached(args[0])
+
+    hook = layer.register_forward_pre_hook(reached)
+    try:
+        forward()
+    except _Reached as top:
+        return top.given
+    finally:
+        hook.remove()
+    raise RuntimeError(f"The pass does not reach {type(layer).__name__}.")
 
 
 class _Within(nn.Module):

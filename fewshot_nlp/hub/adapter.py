@@ -251,20 +251,21 @@ def _read_params(folder: Path, learner: BaseLearner) -> dict[str, Tensor]:
             load_adapter(module, folder)
             params = {**model.init_params(), **params}
     elif model.trainable:
-        params = {**_read_backbone(folder, model.module.config._attn_implementation), **params}
+        params = {**_read_backbone(folder, model.module), **params}
     check_tensors(params, start, str(folder), model.module)
     return {name: params[name].to(start[name].dtype) for name in start}
 
 
-def _read_backbone(folder: Path, attention: str | None) -> dict[str, Tensor]:
-    """Parameters of a backbone that was trained as a whole. Its ``config.json`` may name an attention that transformers
-    would fetch and run, so ``attention`` is that of the backbone which they are for."""
+def _read_backbone(folder: Path, own: Any) -> dict[str, Tensor]:
+    """Parameters of a backbone like ``own`` that was trained as a whole. Its ``config.json`` may name an attention that
+    transformers would fetch and run, so that of ``own`` stands in its place."""
     try:
         # Through transformers, which knows how each architecture names its tensors in a file.
         check_model_folder(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
+        attention = own.config._attn_implementation
         attend = {} if attention is None else {"attn_implementation": attention}
-        module, missing = read_module(str(folder), config, local_files_only=True, **attend, **NO_CODE)
+        module, missing = read_module(str(folder), config, type(own), local_files_only=True, **attend, **NO_CODE)
     except UNREADABLE as error:
         raise ValueError(
             f"The backbone in {folder} cannot be read: {first_line(error)} Save or download the adapter again."

@@ -20,7 +20,7 @@ from fewshot_nlp.learners import centring, metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
-from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State, split_names
 
 
 def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -100,13 +100,23 @@ class BaseLearner(ABC):
         )
         self.model = model
         self.transductive = self.reads_queries or model.transductive
-        self.head: Head = build_head(self.config, model.hidden_size, self.fast_head)
+        if (self.config.head == "verbalizer") != (model.voice is not None):
+            raise ValueError(
+                f"head={self.config.head!r} does not fit the model, which was built with head={model.config.head!r}. "
+                f"Build both from one configuration."
+            )
+        # What is saved says what "auto" and a default were.
+        self.config = replace(self.config, pooling=model.pooling, template=model.template)
+        #: Whether texts are asked about the names of a task's classes, and features are scores of these.
+        self.asks = model.voice is not None and model.voice.scores_names
+        self.head: Head = build_head(self.config, model.hidden_size, self.fast_head, self.asks)
         self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
         if self.config.head_reads_names and (self.reads_names or not (self.uses_head and self.starts_head)):
             raise ValueError(
-                f"learn_label_name_weight and head_init='names' are of the head's start, and learner="
-                f"{config.learner!r} starts in its own way. Leave them out: names are examples then, or what it reads."
+                f"learn_label_name_weight, head_init='names' and head='verbalizer' are of the head's start, and "
+                f"learner={config.learner!r} starts in its own way. Leave them out: names are examples then, or what "
+                f"it reads."
             )
         if self.config.condition_on_names and self.reads_names:
             raise ValueError(
@@ -163,7 +173,8 @@ class BaseLearner(ABC):
         known = self._known(support)
         with torch.inference_mode(False), torch.no_grad():
             told = self._told(params, support.recordable())
-        return {**told, **self._adapted({**params, **told}, known)}
+        # What queries are asked about is known from the support set alone.
+        return {**told, **self._adapted({**params, **told}, known), **known.names_asked}
 
     def _told(self, params: Params, support: Batch) -> dict[str, Tensor]:
         """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
@@ -178,6 +189,8 @@ class BaseLearner(ABC):
         return {name: value.detach() for name, value in state.items()}
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
+        if self.asks and not query.names_asked:
+            query = query.asked(split_names(state)[1])
         return self.head.logits(params, state, self.features({**params, **state}, query.inputs))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -199,8 +212,15 @@ class BaseLearner(ABC):
             )
         if self.reads_names:
             return support
+        if self.asks and support.names is not None:
+            return replace(support.asked(support.names), names=None)
         with torch.inference_mode(False):
-            return support.with_names_as_examples(1 if config.head_reads_names else config.label_name_weight)
+            known = support.with_names_as_examples(1 if config.head_reads_names else config.label_name_weight)
+            if config.head != "verbalizer":
+                return known
+            # The words for a class are where its weights start, and nothing to learn from.
+            beyond = torch.full_like(known.labels[len(support) :], OUT_OF_SCOPE)
+            return replace(known, labels=torch.cat([support.labels, beyond]))
 
     def remember(self, params: Params, episodes: Sequence[Episode]) -> dict[str, Tensor]:
         """What the entries ``remembered`` become once ``episodes`` are finished, in this order; writes to nothing."""
@@ -226,6 +246,8 @@ class BaseLearner(ABC):
     def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
         """The gradient at the task's start, drawn back to ``params``."""
         known = replace(episode, support=self._known(episode.support))
+        if self.asks and episode.support.names is not None:
+            known = replace(known, query=episode.query.asked(episode.support.names))
         with torch.inference_mode(False), torch.enable_grad():
             theta = leaves(params)
             told = self._told(theta, episode.support.recordable())

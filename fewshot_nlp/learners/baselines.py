@@ -84,12 +84,14 @@ class FineTuning(GradientLearner):
             learner: whose model, distance and scale to use.
             steps: steps of Adam on the whole support set.
             learning_rate: of the adapter.
-            head_init: where the linear head starts; from the class means it is never far behind them.
+            head_init: where the linear head starts; from the class means it is never far behind them. A verbalizer
+                starts at the names of the classes.
         """
+        speaks = learner.config.head == "verbalizer"
         config = replace(
             learner.config,
-            head="linear",
-            head_init=head_init,
+            head="verbalizer" if speaks else "linear",
+            head_init="names" if speaks else head_init,
             inner_rule="adam",
             inner_steps=steps,
             inner_learning_rate=learning_rate,

@@ -20,7 +20,7 @@ from fewshot_nlp.functional.networks import PREFIX as NETWORKS
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.models.model import PREFIX, FewShotModel
+from fewshot_nlp.models.model import NAME_TOKENS, PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
 HEAD = "head."
@@ -109,7 +109,8 @@ class GradientLearner(BaseLearner):
         params = super().init_params()
         # The head's state for some task tells which tensors it has.
         labels = torch.arange(2, device=self.model.device)
-        some = torch.zeros(2, self.model.hidden_size, device=self.model.device, dtype=self.model.dtype)
+        size = len(labels) if self.asks else self.model.hidden_size
+        some = torch.zeros(2, size, device=self.model.device, dtype=self.model.dtype)
         head = self.head.start(params, some, labels, 2) if self.head.fast else {}
         # A tensor whose shape follows the number of classes can have no rates of that shape: one number stands for it.
         shown = {name: value if name in params else value.new_zeros(()) for name, value in head.items()}
@@ -140,13 +141,14 @@ class GradientLearner(BaseLearner):
         last bit of a resumed run.
         """
         if self._bytes_per_input is None:
-            text = "attention_mask" in support.inputs
-            rows = {
-                name: torch.ones_like(t[:1, :1]).expand(_ROWS, _TOKENS) if text else t[:1].expand(_ROWS, *t.shape[1:])
-                for name, t in support.inputs.items()
-            }
+            if "attention_mask" in support.inputs:
+                rows = self.model.any_texts(_ROWS, _TOKENS)
+            else:
+                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]) for name, t in support.inputs.items()}
             labels = torch.arange(_ROWS, device=support.labels.device, dtype=support.labels.dtype) % 2
             batch = Batch(rows, labels, 2)
+            if self.asks:
+                batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
             theta = leaves(self.init_params())
             link = self.links(batch)[0]
             counted = graph_bytes(lambda: link(theta, None, True), self.model.module.parameters())
@@ -176,8 +178,10 @@ class GradientLearner(BaseLearner):
             kept = {f"{START}{n}": v for n, v in fast.items() if v is not params.get(n)} if self.config.proximal else {}
             if not self.fast_body:
                 kept[FEATURES] = features
-            if self.config.inner_steps == 0:
+            if self.config.inner_steps == 0 or not support.teaches:
                 return Carry(fast, {**slots, **kept})
+        elif not support.teaches:
+            return carry
         else:
             fast = carry.fast
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}

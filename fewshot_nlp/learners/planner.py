@@ -26,6 +26,7 @@ from fewshot_nlp.functional.memory import forget_peak, peak, resident
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
+from fewshot_nlp.models.model import NAME_TOKENS
 from fewshot_nlp.types import Batch, Episode, EpisodeSpec
 
 #: Lengths of the two short loops, and how often each is timed.
@@ -183,8 +184,13 @@ def example_episode(
 
     def batch(count: int, names: int = 0) -> Batch:
         own = torch.tensor(list(islice(endless, n_way * (count + names))))
+        if learner.config.head == "verbalizer":
+            # What is said for a class, and not a text.
+            own[n_way * count :].clamp_(max=NAME_TOKENS)
         mask = (torch.arange(int(own.max()))[None] < own[:, None]).long()
         ids = torch.randint(vocabulary, mask.shape, generator=rng) * mask
+        if learner.config.head == "verbalizer":
+            ids[: n_way * count, 0] = learner.model.any_texts(1, 1)["input_ids"].cpu()
         inputs, labels = {"input_ids": ids, "attention_mask": mask}, torch.arange(n_way).repeat_interleave(count)
         if learner.config.task == "regression":
             return Batch(inputs, labels.float(), 1).to(learner.model.device)

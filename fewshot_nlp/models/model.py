@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,19 +16,23 @@ from transformers.image_processing_utils import BaseImageProcessor
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.encode import Encoder, TextEncoder
 from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder
-from fewshot_nlp.functional.call import call, trainable
+from fewshot_nlp.data.templates import TemplateEncoder
+from fewshot_nlp.functional.call import call, run, trainable
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk
-from fewshot_nlp.models.adapters import build_adapter, without_adapter
+from fewshot_nlp.models.adapters import bare_model, build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
 from fewshot_nlp.models.norm import is_transductive, set_batch_norm
-from fewshot_nlp.models.pooling import pool, pool_image
-from fewshot_nlp.types import Params
+from fewshot_nlp.models.pooling import find_pooling, pool, pool_image, right_padded
+from fewshot_nlp.models.verbalizer import TEMPLATES, find_voice
+from fewshot_nlp.types import NAMES, Params, split_names
 
 PREFIX = "model."
 #: What transformers calls the token that stands for the whole image.
 CLASS_TOKENS = ("cls_token", "class_embedding")
+#: What a name of a class is taken to have, where memory and time are foretold.
+NAME_TOKENS = 4
 
 
 class FewShotModel:
@@ -42,6 +46,8 @@ class FewShotModel:
         config: the settings it was built from.
         trainable: names of the trained tensors, as PEFT and transformers name them.
         transductive: features of an input depend on the others of its batch.
+        pooling: of tokens; what ``config.pooling`` says, or what fits the backbone.
+        voice: how the language model in the backbone speaks of a text's class, where the head is a verbalizer.
         trunk: the layers below the first trained one, if there are any.
         seed: of what starts at random.
     """
@@ -53,7 +59,11 @@ class FewShotModel:
         self.config = config
         self.trainable = trainable(module)
         self.transductive = is_transductive(module)
-        self.trunk = find_trunk(module, self.trainable, alone=not self.transductive)
+        self.pooling = find_pooling(config.pooling, module)
+        self.voice = find_voice(bare_model(module), tokenizer) if config.head == "verbalizer" else None
+        # What goes on from a text needs its keys and values in every layer.
+        goes_on = self.voice is not None and self.voice.scores_names
+        self.trunk = None if goes_on else find_trunk(module, self.trainable, alone=not self.transductive)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
 
@@ -61,11 +71,16 @@ class FewShotModel:
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
         """Load the backbone and put the adapter on it; ``kwargs`` go to ``from_pretrained``."""
         name = config.model_name_or_path
-        module, tokenizer = load_backbone(name, config.model_revision, seed, **kwargs)
+        speaks = config.head == "verbalizer"
+        module, tokenizer = load_backbone(name, config.model_revision, seed, speaks, **kwargs)
         set_batch_norm(module, config.batch_norm)
         source = packaged_backbone(name) if config.model_revision is None else None
         adapted = build_adapter(module, config, peft_config, str(source or name), seed)
-        return cls(adapted, tokenizer, config, seed)
+        model = cls(adapted, tokenizer, config, seed)
+        if model.voice is not None:
+            # Says what is wrong with a template now, and not when the first text comes.
+            model.encoder()
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +98,8 @@ class FewShotModel:
         Raises:
             ValueError: a vision backbone cannot take images of ``config.image_size``, or lacks ``config.pooling``.
         """
+        if self.voice is not None:
+            return int(self.voice.size)
         if self.module.main_input_name != "pixel_values":
             return int(self.module.config.hidden_size)
         # What configurations call it differs from one vision model to the next: two blank images tell.
@@ -97,6 +114,11 @@ class FewShotModel:
                 f"pixels: {str(error).splitlines()[0]} Change image_size or pooling."
             ) from error
 
+    @property
+    def template(self) -> str | None:
+        """The words around a text, where the model speaks."""
+        return (self.config.template or TEMPLATES[self.voice.slot]) if self.voice else None
+
     def encoder(self) -> Encoder:
         """How texts or images become this model's inputs.
 
@@ -106,6 +128,9 @@ class FewShotModel:
         shape, size = self.module.config, self.config.image_size
         if isinstance(self.tokenizer, BaseImageProcessor):
             return ProcessorEncoder(self.tokenizer, shape.num_channels, size)
+        if self.voice is not None and self.template is not None:
+            words = self.config.verbalizer or {}
+            return TemplateEncoder(self.tokenizer, self.config.max_length, self.template, self.voice.slot, words)
         if self.tokenizer is not None:
             return TextEncoder(self.tokenizer, self.config.max_length)
         if not hasattr(shape, "image_size"):
@@ -120,6 +145,12 @@ class FewShotModel:
             )
         return ImageEncoder(shape.image_size, shape.num_channels)
 
+    def any_texts(self, count: int, tokens: int) -> dict[str, Tensor]:
+        """Inputs of the shape of ``count`` texts of ``tokens`` tokens, to count or to time by."""
+        token = getattr(self.voice, "mask_token_id", 1)
+        ids = torch.full((count, tokens), token, device=self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def to(self, device: torch.device | str) -> FewShotModel:
         """Move the module in place."""
         self.module.to(device)
@@ -131,45 +162,66 @@ class FewShotModel:
         return {PREFIX + name: own[name].detach().clone() for name in self.trainable}
 
     def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:
-        """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``.
+        """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``; of texts that are asked
+        about names, their scores ``[n, n_way]``.
 
         ``frozen``: other values for some of the tensors that are not trained, by the names of ``module``.
         """
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
-        names = (*self.trainable, *frozen)
+        names, values = (*self.trainable, *frozen), {**body, **frozen}
 
-        def forward(part: dict[str, Tensor]) -> Any:
+        def below(part: dict[str, Tensor]) -> AbstractContextManager[None]:
             # Dropout draws anew in every pass, also below.
             trunk = None if self.module.training or frozen else self.trunk
-            with trunk.skipped(part, self._precision()) if trunk else nullcontext():
-                return call(self.module, names, {**body, **frozen}, **part)
+            return trunk.skipped(part, self._precision()) if trunk else nullcontext()
 
-        return self._pooled(forward, inputs)
+        def read(part: dict[str, Tensor]) -> Tensor:
+            with below(part):
+                return self._pool(call(self.module, names, values, **part), part)
+
+        def speak(part: dict[str, Tensor]) -> Tensor:
+            def forward(**texts: Any) -> Any:
+                with below(texts):
+                    return self.module(**texts)
+
+            voice = self.voice
+            assert voice is not None
+            return run(self.module, names, values, lambda: voice.read(forward, bare_model(self.module), part))
+
+        return self._in_buckets(read if self.voice is None else speak, inputs)
 
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features ``[n, hidden_size]`` of the backbone without its adapter."""
         with without_adapter(self.module) as module:
-            return self._pooled(lambda part: module(**part), inputs)
+            if self.voice is not None:
+                return self._in_buckets(partial(self.voice.read_frozen, bare_model(module)), inputs)
+            return self._in_buckets(lambda part: self._pool(module(**part), part), inputs)
 
-    def _pooled(self, forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor]) -> Tensor:
-        """Pooled features of ``inputs``, run in buckets of like length where arithmetic is what costs time."""
+    def _in_buckets(self, read: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Tensor:
+        """``read`` of ``inputs``, padded behind, in buckets of like length where arithmetic is what costs time."""
+        if "attention_mask" not in inputs:
+            features = read(inputs)
+            return features.to(torch.promote_types(features.dtype, torch.float32))
+        inputs, names = split_names(inputs)
+        inputs, names = right_padded(inputs), right_padded(names) if names else {}
+        mask, asked = inputs["attention_mask"], {f"{NAMES}{name}": rows for name, rows in names.items()}
 
-        def pooled_at_once(part: dict[str, Tensor]) -> Tensor:
-            features = self._pool(forward(part), part)
+        def at_once(part: dict[str, Tensor]) -> Tensor:
+            features = read({**part, **asked})
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
-        if "attention_mask" not in inputs:
-            return pooled_at_once(inputs)
-        mask = inputs["attention_mask"]
-
+        if not len(mask):
+            return torch.zeros(0, len(names["input_ids"]) if names else self.hidden_size, dtype=self.dtype).to(
+                mask.device
+            )
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
-        if mask.device.type != "cpu" or not mask[:, 0].all():
-            return pooled_at_once(inputs)
+        if mask.device.type != "cpu":
+            return at_once(inputs)
         buckets = length_buckets(mask)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]
-        pooled = [pooled_at_once(part) for part in parts]
+        pooled = [at_once(part) for part in parts]
         back = torch.cat([rows for rows, _ in buckets]).argsort()
         return torch.cat(pooled)[back]
 
@@ -185,10 +237,9 @@ class FewShotModel:
 
     def _pool(self, output: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of what the backbone gave for ``inputs``."""
-        pooling = self.config.pooling
         if "attention_mask" not in inputs:
-            return pool_image(output, pooling, self._special_tokens)
-        return pool(output.last_hidden_state, inputs["attention_mask"], "mean" if pooling == "auto" else pooling)
+            return pool_image(output, self.config.pooling, self._special_tokens)
+        return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
 
     @property
     def _special_tokens(self) -> int:

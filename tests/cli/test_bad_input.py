@@ -32,6 +32,9 @@ def refused(tiny, tmp_path, capsys):
     ("argv", "message"),
     [
         (["--n_way", "50"], "n_way=50"),
+        (["--eval_k_shots", "0", "1"], "Set use_label_names, or leave 0 out"),
+        (["--head", "verbalizer"], "Use head='linear' with head_init='names'"),
+        (["--template", "{text} {mask}"], "read by head='verbalizer' alone"),
         (["--n_query", "50"], "too few examples"),
         (["--text_column_name", "sentence"], "sentence"),
         (["--dataset_name", "nowhere/at_all.csv"], "nowhere/at_all.csv"),

@@ -66,7 +66,7 @@ class Subject:
         """Features of the backbone, loaded again and without this package's model."""
         module, _ = load_backbone(self.folder)
         with torch.no_grad():
-            return pool(module(**self.inputs).last_hidden_state, self.inputs["attention_mask"], self.config.pooling)
+            return pool(module(**self.inputs).last_hidden_state, self.inputs["attention_mask"], self.model.pooling)
 
 
 def starts_as_it_says(subject: Subject) -> None:
@@ -185,7 +185,7 @@ def vmap_over_parameters_is_a_loop(subject: Subject) -> None:
 
     def features(body: dict[str, Tensor]) -> Tensor:
         hidden = call(model.module, model.trainable, body, **subject.inputs).last_hidden_state
-        return pool(hidden, mask, subject.config.pooling)
+        return pool(hidden, mask, subject.model.pooling)
 
     found = torch.vmap(features)(stacked).detach()
     torch.testing.assert_close(found, torch.stack([subject.features(t) for t in twins]), rtol=1e-5, atol=2e-6)

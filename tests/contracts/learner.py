@@ -83,7 +83,7 @@ def query_labels_are_not_read(subject: Subject) -> None:
 def padding_does_not_matter(subject: Subject) -> None:
     """Neither how much of it there is, nor which token it is."""
 
-    if subject.kind != "text":
+    if subject.kind not in ("text", "cloze", "phrase"):
         return
 
     def padded(batch: Batch) -> Batch:

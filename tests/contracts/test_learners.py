@@ -46,6 +46,12 @@ def told(learner: str, exact: bool = True, **settings: Any) -> Entry:
     return replace(named(learner, exact, kinds=("text",), use_label_names=True, **settings), names=True)
 
 
+def speaks(learner: str, kind: str, exact: bool = True, **settings: Any) -> Entry:
+    """One that answers by the names of the classes, through a model that fills a blank or one that goes on."""
+    entry = told(learner, exact, head="verbalizer", **settings)
+    return replace(entry, kinds=(kind,))
+
+
 def frozen(kind: Callable[[FrozenFeatures], Learner], folder: str) -> Learner:
     model = FewShotModel.build(tiny_config(folder, adapter="none"))
     model.module.double()
@@ -131,6 +137,16 @@ LEARNERS = {
     "meta-transfer, told": told("meta_transfer", condition_on_names=True),
     "relational, told": told("relational", condition_on_names=True),
     "leo, told": told("leo", exact=False, condition_on_names=True, learner_kwargs=SMALL["leo"]),
+    "maml, blank": speaks("maml", "cloze", inner_learning_rate=0.02),
+    "anil, blank": speaks("anil", "cloze", inner_learning_rate=0.02),
+    "reptile, blank": speaks("reptile", "cloze", exact=False, inner_learning_rate=0.02),
+    "protonet, blank, prompt": speaks("protonet", "cloze", adapter="prompt_tuning"),
+    "maml, phrases": speaks("maml", "phrase"),
+    "maml, phrases, prompt": speaks("maml", "phrase", adapter="prompt_tuning"),
+    "anil, phrases": speaks("anil", "phrase"),
+    "reptile, phrases": speaks("reptile", "phrase", exact=False),
+    "meta-sgd, phrases": speaks("meta_sgd", "phrase"),
+    "protonet, phrases": speaks("protonet", "phrase", adapter="prefix_tuning"),
     "fine-tuning": Entry(fine_tuning, exact=False, saved=False, kinds=KINDS),
     "frozen prototypes": Entry(partial(frozen, FrozenPrototypes), trained=False, kinds=KINDS),
     "logistic regression": Entry(partial(frozen, LogisticRegression), trained=False, kinds=KINDS),
@@ -151,6 +167,8 @@ def subject(name: str, folder: str, shape: str, kind: str) -> Subject:
     return Subject(LEARNERS[name], folder, COUNTS[shape], kind)
 
 
+# PEFT says that it knows GPT-2's transposed layers.
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize(
     ("name", "check", "shape", "kind"),
     [

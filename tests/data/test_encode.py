@@ -116,6 +116,19 @@ def test_an_episode_is_read_class_by_class_with_out_of_scope_last(encoder, pool)
             torch.testing.assert_close(batch.inputs[name], expected[name], rtol=0, atol=0)
 
 
+def test_an_episode_without_examples_is_told_by_names(encoder, pool):
+    (spec,) = EpisodeSampler(pool, n_way=3, k_shot=0, n_query=2, num_episodes=1)
+    assert spec.support == ((), (), ())
+    episode = EpisodeReader(pool, encoder, use_label_names=True)(spec)
+    assert len(episode.support) == 0 and len(episode.query) == 6
+    known = episode.support.with_names_as_examples(1)
+    assert known.labels.tolist() == [0, 1, 2]
+    expected = encoder([pool.readable_name(name) for name in spec.classes])
+    assert torch.equal(known.inputs["input_ids"], expected["input_ids"])
+    with pytest.raises(ValueError, match=r"has no examples\. Use k_shot of at least 1, or use_label_names"):
+        EpisodeReader(pool, encoder)(spec)
+
+
 @pytest.mark.parametrize("cache_size", [0, 3, 1000])
 def test_the_cache_changes_nothing_but_the_work(tokenizer, pool, cache_size):
     counting = CountingEncoder(tokenizer, max_length=16)

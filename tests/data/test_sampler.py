@@ -146,7 +146,7 @@ def test_a_sampler_without_end():
         ({"n_way": 7, "n_out_of_scope": 12}, r"cannot give n_out_of_scope=12 queries: .*12 from one class.*has 11"),
         ({"n_way": 1}, r"n_way=1 is out of range\. Use a value of at least 2"),
         ({"max_n_way": 4}, r"max_n_way=4 is out of range\. Use a value of at least 5"),
-        ({"k_shot": 0}, r"k_shot=0 is out of range"),
+        ({"k_shot": -1}, r"k_shot=-1 is out of range"),
         ({"max_k_shot": 0}, r"max_k_shot=0 is out of range"),
         ({"n_query": 0}, r"n_query=0 is out of range"),
         ({"n_out_of_scope": -1}, r"n_out_of_scope=-1 is out of range"),

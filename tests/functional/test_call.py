@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot_nlp.functional.call import call, check_names, trainable
+from fewshot_nlp.functional.call import call, check_names, input_of, run, trainable
 
 
 class Affine(nn.Module):
@@ -70,3 +70,26 @@ def test_wrong_names_raise(module, params, message):
 
 def test_right_names_pass():
     check_names({"b": X, "a": X}, {"a", "b"})
+
+
+def test_a_function_runs_under_other_parameters(module):
+    """Also parts of the module that it calls by themselves; afterwards the module has its own again."""
+    params = {"shift": torch.full((2,), 3.0), "inner.weight": torch.zeros(2, 2)}
+    names = trainable(module)
+    expected = call(module, names, params, x=X)
+    assert torch.equal(run(module, names, params, lambda: module(X)), expected)
+    assert torch.equal(run(module, names, params, lambda: module.inner(X))[0], module.inner.bias)
+    assert not torch.equal(module(X), expected)
+    with pytest.raises(KeyError, match="missing"):
+        run(module, names, {}, lambda: module(X))
+
+
+def test_a_pass_ends_before_a_layer(module):
+    reached = []
+    double = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    double[2].register_forward_hook(lambda *_: reached.append(True))
+    found = input_of(double[2], lambda: double(X))
+    torch.testing.assert_close(found, torch.tanh(double[0](X)))
+    assert not reached and not double[2]._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="does not reach Linear"):
+        input_of(nn.Linear(1, 1), lambda: double(X))

@@ -1,6 +1,7 @@
 """Heads against their closed forms."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -109,6 +110,67 @@ def test_build(kind, expected):
     built = head(head=kind)
     assert type(built) is expected
     assert built.fast == (kind == "linear")
+
+
+class TestVerbalizer:
+    """Words are the last rows of the features; scores of names are features as they are."""
+
+    WORDS = torch.randn(3, 5, generator=RNG, dtype=torch.float64)
+    BEYOND = torch.cat([LABELS, torch.full((3,), -1)])
+    SCORES = torch.randn(6, 3, generator=RNG, dtype=torch.float64)
+    ONE: ClassVar = {SCALE: torch.zeros((), dtype=torch.float64)}
+
+    def made(self, scores_names, **settings):
+        return build_head(FewShotConfig(head="verbalizer", **settings), 5, scores_names=scores_names)
+
+    def test_words_score_by_inner_products(self):
+        words = self.made(False, calibrate=False)
+        state = words.start(self.ONE, torch.cat([SUPPORT, self.WORDS]), self.BEYOND, 3)
+        torch.testing.assert_close(words.logits(self.ONE, state, QUERY), QUERY @ self.WORDS.T)
+
+    def test_scores_are_logits(self):
+        names = self.made(True, calibrate=False)
+        state = names.start(self.ONE, self.SCORES, LABELS, 3)
+        torch.testing.assert_close(names.logits(self.ONE, state, self.SCORES), self.SCORES)
+
+    def test_calibrated_every_name_scores_alike_over_the_classes(self):
+        for head, support, labels, examples in (
+            (self.made(False), torch.cat([SUPPORT, self.WORDS]), self.BEYOND, SUPPORT),
+            (self.made(True), self.SCORES, LABELS, self.SCORES),
+        ):
+            logits = head.logits(self.ONE, head.start(self.ONE, support, labels, 3), examples)
+            torch.testing.assert_close(class_means(logits, LABELS, 3).mean(0), torch.zeros(3).double())
+
+    def test_without_examples_there_is_nothing_to_calibrate_by(self):
+        names = self.made(True)
+        state = names.start(self.ONE, self.SCORES[:0], LABELS[:0], 3)
+        torch.testing.assert_close(names.logits(self.ONE, state, self.SCORES), self.SCORES)
+        words = self.made(False)
+        state = words.start(self.ONE, self.WORDS, self.BEYOND[-3:], 3)
+        torch.testing.assert_close(words.logits(self.ONE, state, QUERY), QUERY @ self.WORDS.T)
+
+    def test_what_was_left_at_its_default_gives_way(self):
+        config = FewShotConfig(head="verbalizer")
+        assert config.use_label_names and config.head_init == "names" and config.head_scale == 1.0
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"head_init": "zero"}, "head_init='zero' is for head='linear'"),
+            ({"template": "{text} is {mask} or {label}"}, r"must hold \{text\} once, and once \{mask\}"),
+            ({"template": "this is {mask}"}, r"must hold \{text\} once"),
+            ({"verbalizer": {"refund": "money"}}, "must be lists of words by label"),
+            ({"verbalizer": {"refund": [" "]}}, "must be lists of words by label"),
+            ({"learn_label_name_weight": True}, "learn_label_name_weight reads names as texts"),
+            ({"condition_on_names": True}, "condition_on_names reads names as texts"),
+            ({"head": "linear", "template": "{text} {mask}"}, "is read by head='verbalizer' alone"),
+            ({"head": "prototype", "verbalizer": {}}, "is read by head='verbalizer' alone"),
+            ({"task": "regression"}, "head='verbalizer' answers with classes"),
+        ],
+    )
+    def test_wrong_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            FewShotConfig(**{"head": "verbalizer", **settings})
 
 
 def test_a_feature_of_zero_gives_no_nan():

@@ -6,7 +6,7 @@ import torch
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.buckets import CALL_COST, length_buckets
 from fewshot_nlp.models.cache import FeatureCache, FixedModel, FrozenFeatures
-from fewshot_nlp.models.pooling import pool
+from fewshot_nlp.models.pooling import pool, right_padded
 from tests.tiny import HIDDEN, random_batch, tiny_config
 
 
@@ -75,14 +75,23 @@ def test_features_under_autocast_are_single_precision(model):
         hook.remove()
 
 
-def test_left_padding_is_understood(bert_folder):
-    """BERT's positions count padding, so another model's answer would differ; here it is transformers' own."""
+def test_left_padding_is_no_part_of_a_text(bert_folder):
+    """BERT's positions would count it."""
     model = FewShotModel.build(tiny_config(bert_folder, adapter="none"))
-    inputs = {name: value.flip(1) for name, value in random_batch([3, 2]).inputs.items()}
-    with torch.no_grad():
-        hidden = model.module(**inputs).last_hidden_state
-    expected = pool(hidden, inputs["attention_mask"], "mean")
-    torch.testing.assert_close(model.features({}, inputs), expected)
+    inputs = random_batch([3, 2]).inputs
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    left = {n: torch.stack([row.roll(-k) for row, k in zip(v, lengths, strict=True)]) for n, v in inputs.items()}
+    assert not left["attention_mask"][:, 0].all()
+    torch.testing.assert_close(model.features({}, left), model.features({}, inputs))
+
+
+def test_a_hole_in_a_mask_stays_where_it_is():
+    mask = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
+    found = right_padded(
+        {"input_ids": torch.tensor([[9, 1, 2, 3], [1, 2, 9, 9], [9, 9, 9, 1]]), "attention_mask": mask}
+    )
+    assert found["attention_mask"].tolist() == [[1, 0, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert found["input_ids"].tolist() == [[1, 2, 3, 9], [1, 2, 9, 9], [1, 9, 9, 9]]
 
 
 def test_buckets_pay():

@@ -21,7 +21,12 @@ def test_cls_is_the_first_real_token():
     assert torch.equal(pool(HIDDEN, LEFT, "cls"), torch.stack([HIDDEN[0, 0], HIDDEN[1, 2]]))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_last_is_the_last_real_token():
+    assert torch.equal(pool(HIDDEN, RIGHT, "last"), torch.stack([HIDDEN[0, 3], HIDDEN[1, 1]]))
+    assert torch.equal(pool(HIDDEN, LEFT, "last"), HIDDEN[:, 3])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("mask", [RIGHT, LEFT], ids=["right", "left"])
 def test_alone_as_in_a_batch(pooling, mask):
     together = pool(HIDDEN, mask, pooling)
@@ -31,14 +36,14 @@ def test_alone_as_in_a_batch(pooling, mask):
         torch.testing.assert_close(alone[0], together[i])
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("mask", [RIGHT, LEFT], ids=["right", "left"])
 def test_virtual_rows_in_front_are_left_out(pooling, mask):
     prompted = torch.cat([torch.full((2, 5, 3), 1e6, dtype=torch.float64), HIDDEN], dim=1)
     assert torch.equal(pool(prompted, mask, pooling), pool(HIDDEN, mask, pooling))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_what_stands_in_padding_does_not_matter(pooling):
     noisy = HIDDEN.masked_fill(RIGHT[..., None] == 0, 1e6)
     torch.testing.assert_close(pool(noisy, RIGHT, pooling), pool(HIDDEN, RIGHT, pooling))

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,7 +121,8 @@ def run(name: str, executions: int, seed: int, keep: Path, guided: bool) -> None
             once(data)
             if row["executions"] == executions:
                 last()
-                # libFuzzer would never return.
+                # libFuzzer would never return, and leaves nothing to clean up after itself.
+                shutil.rmtree(scratch, ignore_errors=True)
                 os._exit(0)
 
         for i, file in enumerate(target.seeds):

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fewshot_nlp.checks import printable
 from fewshot_nlp.cli.parser import Settings
-from fewshot_nlp.data import Pool
+from fewshot_nlp.data import EpisodeSampler, Pool
 from fewshot_nlp.evaluation import results_table
+from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.learners import BaseLearner, GradientLearner, learner_class
 from fewshot_nlp.models.model import NAME_TOKENS
+from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.types import Batch
 
 #: What a reader of a terminal takes in at a glance; the rest is in the folder.
@@ -97,6 +99,15 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
         f"  classifier.predict(new_{kind}s)",
         flush=True,
     )
+
+
+def picture(
+    path: Path, settings: Settings, trainer: FewShotTrainer, test: Mapping[str, EpisodeSampler], pool: Pool
+) -> None:
+    """Draw the first test task of images: what was learned from, and what was answered."""
+    shots, sampler = next(iter(test.items()))
+    title = printable(f"{method_name(settings)}, {pool.name}, {shots}")
+    draw_episode(path, trainer.learner, trainer.detached_params(), sampler[0], trainer.reader, pool, title)
 
 
 def _gradient(settings: Settings, learner: GradientLearner) -> str:

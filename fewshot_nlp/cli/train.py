@@ -20,7 +20,7 @@ from fewshot_nlp.checks import printable
 from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.cli.report import FILES, announce, conclude, method_name
+from fewshot_nlp.cli.report import FILES, announce, conclude, method_name, picture
 from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
@@ -29,7 +29,6 @@ from fewshot_nlp.data import (
     training_tasks_from_config,
 )
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
-from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.hub.card import CURVE_NAME
@@ -207,7 +206,8 @@ def execute(run: Run) -> dict[str, Any]:
     }
 
     if is_main:
-        _picture(run, Path(args.output_dir) / "episode.png")
+        if run.test and run.pools["test"].kind == "image":
+            picture(Path(args.output_dir) / "episode.png", run.settings, trainer, run.test, run.pools["test"])
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
@@ -276,14 +276,6 @@ def _draw(run: Run, folder: Path, baselines: Mapping[str, float]) -> Path | None
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
     title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
     return learning_curve(folder / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
-
-
-def _picture(run: Run, path: Path) -> None:
-    """The first test task, where tasks are on images: what was learned from, and what was answered."""
-    if run.test and run.pools["test"].kind == "image":
-        (shots, sampler), trainer = next(iter(run.test.items())), run.trainer
-        title = printable(f"{method_name(run.settings)}, {run.pools['test'].name}, {shots}")
-        draw_episode(path, run.learner, trainer.detached_params(), sampler[0], trainer.reader, run.pools["test"], title)
 
 
 def _label_names(training: Mapping[str, Pool]) -> list[str]:

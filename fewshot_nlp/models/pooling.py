@@ -14,7 +14,7 @@ def is_causal(module: nn.Module) -> bool:
 
 
 def find_pooling(pooling: str, module: Any) -> str:
-    """What ``pooling`` of tokens means for a backbone: ``"auto"`` is ``"last"`` of a decoder, ``"mean"`` of others.
+    """What ``pooling`` means for a backbone: of texts ``"auto"`` is ``"last"`` of a decoder, ``"mean"`` of others.
 
     Raises:
         ValueError: it is for images and the backbone takes texts, or the other way.
@@ -25,7 +25,8 @@ def find_pooling(pooling: str, module: Any) -> str:
             f"pooling={pooling!r} is for {'texts' if images else 'images'}, and the backbone takes "
             f"{'images' if images else 'texts'}. Use 'auto', 'mean' or 'cls'."
         )
-    if pooling != "auto":
+    # Of images, what the backbone gives decides.
+    if pooling != "auto" or module.main_input_name != "input_ids":
         return pooling
     return "last" if is_causal(module) else "mean"
 

@@ -232,8 +232,14 @@ def without_adapter(module: nn.Module) -> Iterator[nn.Module]:
             warnings.filterwarnings(
                 "ignore", message="Careful, disabling adapter layers with bias", category=UserWarning
             )
-            with module.disable_adapter():
-                yield module
+            # Switched on again, PEFT would train all of the adapter, BitFit's idle LoRA too.
+            flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+            try:
+                with module.disable_adapter():
+                    yield module
+            finally:
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
 
 
 def peft_restores(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.call import trainable
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
@@ -190,12 +191,14 @@ def nothing_is_left_behind(cell: Cell, name: str) -> None:
     def everything() -> list[Tensor]:
         state = learner.adapt(params, episode.support)
         part = learner.meta_grad(params, [episode])
+        cell.model.frozen_features(cell.inputs)
         return [learner.predict(params, state, episode.query).detach(), part.loss, *part.grads.values()]
 
     assert all(torch.equal(a, b) for a, b in zip(everything(), everything(), strict=True))
     assert all(torch.equal(value, kept[n]) for n, value in params.items())
     assert all(torch.equal(value, own[n]) for n, value in cell.model.module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
+    assert trainable(cell.model.module) == cell.model.trainable
 
 
 def saved_and_loaded_it_answers_the_same(cell: Cell, name: str) -> None:

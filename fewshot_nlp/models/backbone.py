@@ -148,9 +148,9 @@ def load_backbone(
     """
     module: Any
     processor: Any
+    if speaks and name_or_path in OWN_BACKBONES:
+        raise _mute(name_or_path, "no model of language")
     if name_or_path in SCRATCH:
-        if speaks:
-            raise _mute(name_or_path, "is a network from scratch")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config, network = SCRATCH[name_or_path]

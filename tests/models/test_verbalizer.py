@@ -201,8 +201,12 @@ class TestWrongPairs:
             speaking(bare_bert(tmp_path))
 
     def test_a_network_that_is_no_language_model(self, tmp_path):
-        with pytest.raises(ValueError, match=r"speaks through the head .* \(is a network from scratch"):
+        with pytest.raises(ValueError, match=r"speaks through the head .* \(no model of language"):
             FewShotModel.build(FewShotConfig(model_name_or_path="conv4", adapter="full", head="verbalizer"))
+        with pytest.raises(ValueError, match=r"which .efficientnet_lite0. does not have"):
+            FewShotModel.build(
+                FewShotConfig(model_name_or_path="efficientnet_lite0", adapter="none", head="verbalizer")
+            )
         with pytest.raises(ValueError, match=r"which .* does not have \(a fewshot_conv4"):
             FewShotModel.build(
                 FewShotConfig(model_name_or_path=tiny_network(tmp_path, "image"), adapter="full", head="verbalizer")

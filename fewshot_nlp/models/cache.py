@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -39,7 +40,7 @@ class FeatureCache:
 def _keys(inputs: dict[str, Tensor]) -> list[bytes]:
     rows = next(iter(inputs.values())).cpu().numpy()
     if "attention_mask" not in inputs:
-        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+        return [hashlib.sha256(row).digest() for row in np.ascontiguousarray(rows)]
     mask = inputs["attention_mask"].cpu().numpy().astype(bool)
     return [row[kept].tobytes() for row, kept in zip(inputs["input_ids"].cpu().numpy(), mask, strict=True)]
 

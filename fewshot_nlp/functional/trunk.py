@@ -113,7 +113,7 @@ class Trunk:
         """What the top of the trunk hands on; kept where it is a tensor."""
         for name, tensor in inputs.items():
             # An image is too large to be its own name.
-            content = hashlib.sha256(tensor.cpu().contiguous().numpy()).digest()
+            content = hashlib.sha256(tensor.cpu().contiguous().numpy().data).digest()
             address += f"{name}{tuple(tensor.shape)}".encode() + content
         found = self.known.get(address)
         if found is None:

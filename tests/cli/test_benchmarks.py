@@ -106,4 +106,4 @@ def test_every_method_says_whether_it_is_told_names(name, monkeypatch, tmp_path)
     for method, (recipe, settings) in script.METHODS.items():
         argv = [*shlex.split(script.COMMON), *shlex.split(settings), "--output_dir", str(tmp_path / method)]
         config = parse(argv, FOLDER.parent / f"{recipe}.yaml").config
-        assert config.use_label_names == ("names" in method)
+        assert config.tells_names == ("names" in method)

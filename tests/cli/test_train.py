@@ -40,7 +40,7 @@ def elsewhere(settings, data_file):
 def test_recipe_leaves_everything(recipe, tiny, tmp_path, data_file, language_folders, monkeypatch, capsys):
     settings = read_yaml(recipe.with_suffix(".yaml"))
     tiny = [*tiny, *elsewhere(recipe.with_suffix(".yaml"), data_file)]
-    adapted, speaks = settings["adapter"] != "none", settings["head"] == "verbalizer"
+    adapted, speaks = settings["adapter"] != "none", settings.get("head") == "verbalizer"
     if speaks:
         tiny += [
             "--model_name_or_path",

@@ -71,6 +71,7 @@ def test_names_are_those_of_transformers():
         "adam_epsilon", "baseline_episodes", "baseline_learning_rate", "baseline_steps", "cpu_threads",
         "early_stopping_patience", "early_stopping_threshold",
         "eval_episodes", "max_skipped_steps", "meta_batch_size", "overwrite_output_dir", "test_episodes",
+        "weight_interpolation",
     }  # fmt: skip
     assert ours - {field.name for field in fields(TrainingArguments)} == own - {"adam_epsilon"}
 

@@ -133,7 +133,7 @@ def train_until(out: Path, bert: str, world_size: int, number: int) -> None:
     case, began = CASES["lora-maml-3"], time.monotonic()
     said = out / f"{os.environ['RANK']}.txt"
     try:
-        build(out / "run", bert, case, [Die(number)], save_strategy="steps", save_steps=2, ddp_timeout=8).train()
+        build(out / "run", bert, case, [Die(number)], save_strategy="steps", save_steps=2, ddp_timeout=20).train()
     except LostProcess as error:
         said.write_text(f"{time.monotonic() - began:.1f} {error}")
         # As a launcher ends the others once one has failed.

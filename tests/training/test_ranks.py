@@ -89,8 +89,8 @@ def test_a_run_of_three_ranks_goes_on_on_any_number(runs, size):
 def test_a_rank_that_dies_or_halts_ends_the_run_in_time_with_one_readable_error(runs, what):
     assert codes(runs, what) == [1, 1, -signal.SIGKILL]
     seconds, _, said = (runs / what / "0.txt").read_text().partition(" ")
-    assert float(seconds) < 8 + 30
-    assert "did not answer within ddp_timeout=8 seconds, as process 0 of 3 found" in said
+    assert float(seconds) < 20 + 60
+    assert "did not answer within ddp_timeout=20 seconds, as process 0 of 3 found" in said
     assert "--resume_from_checkpoint true" in said
     assert len(said.splitlines()) == 1
     # What was saved before is sound.

@@ -179,14 +179,16 @@ def launch(world_size: int, job: Callable[..., None], out: Path, *arguments: Any
                 os._exit(code)
         ranks.append(pid)
     codes: dict[int, int] = {}
+    halted: set[int] = set()
     while len(codes) < world_size:
         pid, status = os.waitpid(-1, os.WUNTRACED)
         if os.WIFSTOPPED(status):
-            continue
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        if len(codes) == world_size - 1 and any(code == 1 for code in codes.values()):
+            halted.add(pid)
+        else:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+        if halted and len(codes) == world_size - 1:
             # One that came to a halt is ended by its launcher.
-            os.kill(next(each for each in ranks if each not in codes), signal.SIGKILL)
+            os.kill(halted.pop(), signal.SIGKILL)
     return [codes[pid] for pid in ranks]
 
 

@@ -192,5 +192,5 @@ def test_contract(folders, name, check, shape, kind):
 
 
 def test_every_learner_is_in_the_table(bert_folder):
-    found = {type(entry.build(bert_folder)) for entry in LEARNERS.values()}
+    found = {type(entry.build(bert_folder)) for entry in LEARNERS.values() if "text" in entry.kinds}
     assert found >= {*map(learner_class, NAMES), FineTuning, FrozenPrototypes, LogisticRegression}

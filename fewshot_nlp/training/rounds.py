@@ -61,6 +61,6 @@ def _over_ranks(accelerator: Accelerator, grads: Mapping[str, Tensor]) -> dict[s
 
 def _summed(trainer: FewShotTrainer, episodes: list[Episode]) -> MetaGrad:
     if episodes:
-        return trainer.learner.meta_grad(trainer.detached_params(), episodes)
+        return trainer.learner.meta_grad(trainer.current_params(), episodes)
     zero = torch.zeros((), device=trainer.accelerator.device)
     return MetaGrad({name: torch.zeros_like(param) for name, param in trainer.params.items()}, zero, zero, 0)

@@ -55,7 +55,7 @@ def find_culprits(trainer: FewShotTrainer) -> list[str]:
     The episodes are run again one by one. That changes nothing, as a learner is a pure function.
     """
     found = []
-    params, learner = trainer.detached_params(), trainer.learner
+    params, learner = trainer.current_params(), trainer.learner
     for micro_round in range(trainer.args.gradient_accumulation_steps):
         for episode in read_episodes(trainer, own_indices(trainer, micro_round)):
             with trainer.accelerator.autocast():

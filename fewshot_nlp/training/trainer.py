@@ -111,8 +111,9 @@ class FewShotTrainer:
         start = {name: value.detach().clone().to(self.accelerator.device) for name, value in given.items()}
         if not start:
             raise ValueError("The learner has no parameters to train. Evaluate it as it is.")
-        self._start = broadcast(start)
-        self.params = {name: nn.Parameter(value.clone()) for name, value in self._start.items()}
+        self.params = {name: nn.Parameter(value) for name, value in broadcast(start).items()}
+        # What is kept may lie between the start and what was trained.
+        self._start = {n: v.detach().clone() for n, v in self.params.items()} if args.weight_interpolation < 1 else {}
         # What the learner's own ``remember`` writes, and the optimiser does not.
         self._remembered: frozenset[str] = getattr(learner, "remembered", frozenset())
         self.optimizer = build_optimizer(self.params, args)
@@ -176,9 +177,6 @@ class FewShotTrainer:
             self._train_step()
         self._notify("on_epoch_end")
         loaded = load_best(self) if self.args.load_best_model_at_end else None
-        with torch.no_grad():
-            for name, value in self.interpolated_params().items():
-                self.params[name].copy_(value)
         seconds = time.perf_counter() - started
         episodes = (self.state.global_step - first_step) * self.args.episodes_per_step
         metrics = {
@@ -211,7 +209,7 @@ class FewShotTrainer:
         """Evaluate a learner, by default the trained one; each rank takes a share of ``specs``, all get the whole."""
         accelerator = self.accelerator
         if learner is None:
-            learner, params = self.learner, self.interpolated_params()
+            learner, params = self.learner, self.detached_params()
         with accelerator.autocast(), together(accelerator, self.args.ddp_timeout):
             part = evaluate(
                 learner,
@@ -224,21 +222,18 @@ class FewShotTrainer:
             )
             return merge(gather_object([part]))
 
-    def detached_params(self) -> dict[str, Tensor]:
-        """The meta-parameters now, outside of any graph."""
+    def current_params(self) -> dict[str, Tensor]:
+        """The meta-parameters that are trained, as they are now, outside of any graph."""
         return {name: param.detach() for name, param in self.params.items()}
 
     @torch.no_grad()
-    def interpolated_params(self) -> dict[str, Tensor]:
-        """What is validated, and kept at the end: ``θ0 + α (θ - θ0)`` of the start ``θ0`` and the meta-parameters
+    def detached_params(self) -> dict[str, Tensor]:
+        """What is validated, tested and kept: ``θ0 + α (θ - θ0)`` of the start ``θ0`` and the current meta-parameters
         ``θ``, with ``α = args.weight_interpolation`` (WiSE-FT, Wortsman et al., CVPR 2022, arXiv:2109.01903)."""
-        share = self.args.weight_interpolation
-        if share == 1:
-            return self.detached_params()
-        return {
-            name: param.detach() if name in self._remembered else self._start[name].lerp(param, share)
-            for name, param in self.params.items()
-        }
+        share, now = self.args.weight_interpolation, self.current_params()
+        # What a learner remembers is data, and has no place in between.
+        between = {name: start.lerp(now[name], share) for name, start in self._start.items()}
+        return {**now, **{name: value for name, value in between.items() if name not in self._remembered}}
 
     def log(self, logs: dict[str, float]) -> None:
         """Record ``logs`` at this step: on the disk, in ``state.log_history``, with callbacks and trackers."""
@@ -316,7 +311,7 @@ class FewShotTrainer:
         episodes = read_episodes(self, (i for r in rounds for i in self.step_indices(step, r)))
         learner: Any = self.learner
         with self.accelerator.autocast():
-            found = learner.remember(self.detached_params(), episodes)
+            found = learner.remember(self.current_params(), episodes)
         for name, value in broadcast(found).items():
             self.params[name].copy_(value)
 

@@ -88,9 +88,13 @@ def test_a_share_of_what_training_changed_is_validated_and_kept(tmp_path):
     evaluation = {"eval_strategy": "steps", "eval_steps": 6}
     part = toy_trainer(tmp_path / "part", weight_interpolation=0.25, **evaluation, **SGD)
     part.train()
-    torch.testing.assert_close(weights(part), start + 0.25 * (weights(whole) - start))
-    shared = part.evaluate_on(part.eval_specs["1-shot"], part.learner, part.detached_params())
+    kept = part.detached_params()
+    torch.testing.assert_close(kept["head.w"], start + 0.25 * (weights(whole) - start))
+    shared = part.evaluate_on(part.eval_specs["1-shot"], part.learner, kept)
     assert part.state.log_history[-1]["eval_1-shot_loss"] == pytest.approx(shared.loss, rel=1e-6)
+    # What is tested after training is what is kept, and not a share of that share.
+    assert part.evaluate_on(part.eval_specs["1-shot"]).loss == pytest.approx(shared.loss, rel=1e-6)
+    assert part.evaluate()["eval_1-shot_loss"] == pytest.approx(shared.loss, rel=1e-6)
 
 
 def test_training_starts_at_the_parameters_that_are_given(tmp_path):

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval
+from fewshot_nlp.evaluation.plots import save_figure
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,4 @@ def draw_matrix(path: str | Path, result: AccuracyMatrix, title: str | None = No
     figure.colorbar(image, label="accuracy (% of queries)")
     if title:
         axes.set_title(title, fontsize=11, fontweight="bold")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The version of matplotlib would make two equal runs leave unequal files.
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+    return save_figure(figure, path)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fewshot_nlp.data import Pool
+from fewshot_nlp.evaluation.plots import save_figure
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, Params
 
 # Okabe & Ito (2008), told apart by colour-blind readers; a mark says the same.
@@ -108,11 +109,7 @@ def episode_picture(
     panels[0, k + 1].set_title(f"queries: {good} of {asked} right", fontsize=9, loc="left")
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The version of matplotlib would make two equal runs leave unequal files.
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+    return save_figure(figure, path)
 
 
 def _show(panel: Axes, image: Image.Image, colour: str | None = None, mark: str = "") -> None:

@@ -72,6 +72,15 @@ def learning_curve(
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
 
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write ``figure`` as PNG; equal figures leave equal files. Returns the path.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The version of matplotlib would make two equal runs leave unequal files.

@@ -27,7 +27,7 @@ from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
 from fewshot_nlp.models.safety import check_floats, refused_setting
-from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS, first_map, is_transposed, norms, unfreeze
+from fewshot_nlp.models.targets import IA3_TARGETS, first_map, is_transposed, norms, unfreeze
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -102,9 +102,11 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
 def ia3_targets(module: nn.Module) -> tuple[list[str], list[str]]:
     """Modules that IA3 scales by default, and which of them by their inputs; ``ValueError`` if none are known."""
     kind = getattr(module.config, "model_type", "")
-    for targets, feedforward in ((PEFT_IA3_TARGETS, PEFT_IA3_FEEDFORWARD), (IA3_TARGETS, IA3_FEEDFORWARD)):
-        if kind in targets:
-            return list(targets[kind]), list(feedforward[kind])
+    if kind in PEFT_IA3_TARGETS:
+        return list(PEFT_IA3_TARGETS[kind]), list(PEFT_IA3_FEEDFORWARD[kind])
+    if kind in IA3_TARGETS:
+        outputs, inputs = IA3_TARGETS[kind]
+        return [*outputs, *inputs], list(inputs)
     raise ValueError(
         f"No default IA3 modules are known for model type {kind!r}. Give a peft.IA3Config with target_modules and "
         f"feedforward_modules, or use adapter='lora' with lora_target_modules."
@@ -168,7 +170,8 @@ def build_adapter(
     starts_at_text = getattr(settings, "prompt_tuning_init_text", None) is not None
     if starts_at_text:
         settings.tokenizer_name_or_path = source
-    own, before = list(module.parameters()), fingerprint(module)
+    own = list(module.parameters())
+    before = fingerprint(own)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT 0.21 asks transformers for a name that transformers 5 is about to drop.

@@ -6,8 +6,10 @@ module, or has no gradient or a wrong one, would train silently astray.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 #: By PEFT's name of the kind. All were tried on tiny models with peft 0.21.
@@ -40,9 +42,9 @@ def check_kind(settings: Any) -> None:
         raise ValueError(f"PEFT's {what} cannot be meta-learned: {why}. {REMEDY}.")
 
 
-def fingerprint(module: nn.Module) -> list[float]:
+def fingerprint(params: Iterable[nn.Parameter]) -> list[float]:
     """A number for each parameter of a backbone, to see whether an adapter changed one."""
-    return [float(value.detach().double().sum()) for value in module.parameters()]
+    return [float(value.detach().sum(dtype=torch.float64)) for value in params]
 
 
 def check_wrapped(wrapped: nn.Module, kind: str, own: list[nn.Parameter], before: list[float]) -> None:
@@ -60,7 +62,7 @@ def check_wrapped(wrapped: nn.Module, kind: str, own: list[nn.Parameter], before
         reason = "it trains no parameter of this backbone"
     elif any(value._backward_hooks for value in trained):
         reason = "it changes gradients by hooks on the module's own parameters, which other parameters do not pass"
-    elif [float(value.detach().double().sum()) for value in own] != before:
+    elif fingerprint(own) != before:
         reason = (
             "its start changes the backbone's own weights, which baselines and other adapters share. Use a start that "
             "leaves them, such as init_lora_weights=True"

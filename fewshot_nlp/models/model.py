@@ -200,28 +200,25 @@ class FewShotModel:
 
     def _in_buckets(self, read: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Tensor:
         """``read`` of ``inputs``, padded behind, in buckets of like length where arithmetic is what costs time."""
-        if "attention_mask" not in inputs:
-            features = read(inputs)
-            return features.to(torch.promote_types(features.dtype, torch.float32))
-        inputs, names = split_names(inputs)
-        inputs, names = right_padded(inputs), right_padded(names) if names else {}
-        mask, asked = inputs["attention_mask"], {f"{NAMES}{name}": rows for name, rows in names.items()}
 
         def at_once(part: dict[str, Tensor]) -> Tensor:
-            features = read({**part, **asked})
+            features = read(part)
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
+        if "attention_mask" not in inputs:
+            return at_once(inputs)
+        inputs, names = split_names(inputs)
+        inputs, names = right_padded(inputs), right_padded(names) if names else {}
+        mask, asked = inputs["attention_mask"], {f"{NAMES}{name}": rows for name, rows in names.items()}
         if not len(mask):
-            return torch.zeros(0, len(names["input_ids"]) if names else self.hidden_size, dtype=self.dtype).to(
-                mask.device
-            )
+            return mask.new_zeros(0, len(names["input_ids"]) if names else self.hidden_size, dtype=self.dtype)
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
         if mask.device.type != "cpu":
-            return at_once(inputs)
+            return at_once({**inputs, **asked})
         buckets = length_buckets(mask)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]
-        pooled = [at_once(part) for part in parts]
+        pooled = [at_once({**part, **asked}) for part in parts]
         back = torch.cat([rows for rows, _ in buckets]).argsort()
         return torch.cat(pooled)[back]
 
@@ -241,7 +238,7 @@ class FewShotModel:
             return pool_image(output, self.config.pooling, self._special_tokens)
         return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
 
-    @property
+    @cached_property
     def _special_tokens(self) -> int:
         """Tokens in front of the patches of an image: those for the class, and registers."""
         own = [name for name, _ in self.module.named_parameters() if name.endswith(CLASS_TOKENS)]

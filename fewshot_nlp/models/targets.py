@@ -10,32 +10,19 @@ from transformers.pytorch_utils import Conv1D
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.trunk import find_layers
 
-#: Keys, values and the second map of each feed-forward block (Liu et al. 2022), by model type; of a fused projection
-#: the queries, too.
-IA3_TARGETS: dict[str, list[str]] = {
-    "albert": ["key", "value", "ffn_output"],
-    "clip_vision_model": ["k_proj", "v_proj", "fc2"],
-    "convnext": ["pwconv2"],
-    "dinov2": ["k_proj", "v_proj", "fc2"],
-    "distilbert": ["k_lin", "v_lin", "lin2"],
-    "electra": ["key", "value", "output.dense"],
-    "modernbert": ["Wqkv", "mlp.Wo"],
-    "mpnet": ["k", "v", "output.dense"],
-    "resnet": ["convolution"],
-    "vit": ["k_proj", "v_proj", "fc2"],
-}
-#: Those of them whose inputs IA3 scales, not their outputs.
-IA3_FEEDFORWARD: dict[str, list[str]] = {
-    "albert": ["ffn_output"],
-    "clip_vision_model": ["fc2"],
-    "convnext": ["pwconv2"],
-    "dinov2": ["fc2"],
-    "distilbert": ["lin2"],
-    "electra": ["output.dense"],
-    "modernbert": ["mlp.Wo"],
-    "mpnet": ["output.dense"],
-    "resnet": [],
-    "vit": ["fc2"],
+#: What IA3 scales by its outputs, keys and values, and by its inputs, the second map of each feed-forward block (Liu et
+#: al. 2022), by model type; of a fused projection the queries, too.
+IA3_TARGETS: dict[str, tuple[list[str], list[str]]] = {
+    "albert": (["key", "value"], ["ffn_output"]),
+    "clip_vision_model": (["k_proj", "v_proj"], ["fc2"]),
+    "convnext": ([], ["pwconv2"]),
+    "dinov2": (["k_proj", "v_proj"], ["fc2"]),
+    "distilbert": (["k_lin", "v_lin"], ["lin2"]),
+    "electra": (["key", "value"], ["output.dense"]),
+    "modernbert": (["Wqkv"], ["mlp.Wo"]),
+    "mpnet": (["k", "v"], ["output.dense"]),
+    "resnet": (["convolution"], []),
+    "vit": (["k_proj", "v_proj"], ["fc2"]),
 }
 
 _MAPS = (nn.Linear, nn.Conv2d, Conv1D)

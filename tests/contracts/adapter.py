@@ -20,7 +20,7 @@ from fewshot_nlp.models import FewShotModel, load_backbone
 from fewshot_nlp.models.adapters import load_adapter, save_adapter
 from fewshot_nlp.models.model import PREFIX
 from fewshot_nlp.models.pooling import pool
-from tests.contracts.double import KeepDouble
+from tests.contracts.double import KeepDouble, hessian_is_exact
 from tests.tiny import random_batch, random_episode, tiny_config
 
 
@@ -151,30 +151,7 @@ def second_derivatives_are_exact(subject: Subject) -> None:
 
 def check_second_derivatives(subject: Subject) -> None:
     params = {name: value.double().requires_grad_() for name, value in subject.params.items()}
-    rng = torch.Generator().manual_seed(3)
-    vector, other = (
-        {name: torch.randn(value.shape, generator=rng, dtype=torch.float64) for name, value in params.items()}
-        for _ in range(2)
-    )
-
-    def gradient(at: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
-        loss = subject.model.features(at, subject.inputs).square().tanh().sum()
-        grads = torch.autograd.grad(loss, list(at.values()), create_graph=create_graph, materialize_grads=True)
-        return dict(zip(at, grads, strict=True))
-
-    def dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
-        return sum(((a[name] * b[name]).sum() for name in a), torch.zeros((), dtype=torch.float64))
-
-    product = torch.autograd.grad(
-        dot(gradient(params, create_graph=True), vector), list(params.values()), materialize_grads=True
-    )
-    found = dot(dict(zip(params, product, strict=True)), other)
-    step = 1e-6
-    ahead, behind = (
-        gradient({n: (v + sign * step * vector[n]).detach().requires_grad_() for n, v in params.items()})
-        for sign in (1, -1)
-    )
-    torch.testing.assert_close(found, (dot(ahead, other) - dot(behind, other)) / (2 * step), rtol=1e-5, atol=1e-6)
+    hessian_is_exact(lambda at: subject.model.features(at, subject.inputs).square().tanh().sum(), params)
 
 
 def vmap_over_parameters_is_a_loop(subject: Subject) -> None:

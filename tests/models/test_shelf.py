@@ -9,8 +9,8 @@ from transformers import AutoModel
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.models import FewShotModel, load_backbone
-from fewshot_nlp.models.adapters import save_adapter
-from fewshot_nlp.models.targets import IA3_FEEDFORWARD, IA3_TARGETS
+from fewshot_nlp.models.adapters import ia3_targets, save_adapter
+from fewshot_nlp.models.targets import IA3_TARGETS
 from tests.contracts.families import FAMILIES
 from tests.tiny import TINY_VISION, random_batch, tiny_config, tiny_network
 
@@ -116,9 +116,12 @@ def test_layernorm_trains_every_norm_and_nothing_else(tmp_path, name, count):
 def test_the_table_of_ia3_knows_its_models(tmp_path, name):
     module, _ = load_backbone(FAMILIES[name].save(tmp_path))
     names = [full for full, _ in module.named_modules()]
-    for target in IA3_TARGETS[name]:
+    outputs, inputs = IA3_TARGETS[name]
+    for target in (*outputs, *inputs):
         assert any(full.endswith(f".{target}") for full in names), target
-    assert set(IA3_FEEDFORWARD[name]) <= set(IA3_TARGETS[name])
+    targets, feedforward = ia3_targets(module)
+    assert set(feedforward) <= set(targets)
+    assert (targets, feedforward) == ([*outputs, *inputs], inputs)
     assert set(TINY_VISION) <= set(IA3_TARGETS)
 
 

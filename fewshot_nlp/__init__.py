@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewshot_nlp.classifier import FewShotClassifier
-    from fewshot_nlp.config import EpisodeConfig, FewShotConfig
+    from fewshot_nlp.config import FewShotConfig
     from fewshot_nlp.data import EpisodeReader, EpisodeSampler, TextEncoder, home_intents, load_pools
+    from fewshot_nlp.data.config import EpisodeConfig
     from fewshot_nlp.evaluation import compare, evaluate
     from fewshot_nlp.hub import FewShotAdapter
     from fewshot_nlp.learners import build_learner
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Where each public name lives. Loaded when asked for, so that `import fewshot_nlp` stays cheap.
 _HOMES = {
-    "EpisodeConfig": "config",
+    "EpisodeConfig": "data.config",
     "EpisodeReader": "data",
     "EpisodeSampler": "data",
     "FewShotAdapter": "hub",

@@ -1,11 +1,11 @@
-"""Checks that need to know nothing else: the type that a setting declares, and text that somebody else wrote."""
+"""Checks that need to know nothing else: the type and range of a setting, and text that somebody else wrote."""
 
 from __future__ import annotations
 
 import difflib
 import types
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -93,3 +93,33 @@ def check_types(settings: Any) -> None:
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         setattr(settings, field.name, check_type(field.name, getattr(settings, field.name), hints[field.name]))
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name}={shown(value)} is not known. Use one of: {', '.join(allowed)}.")
+
+
+def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = int, above: bool = False) -> None:
+    """Raise unless ``value`` is a finite ``kind`` of at least (or strictly above) ``low``."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        hint = " In YAML, write 1.0e-4 rather than 1e-4." if isinstance(value, str) else ""
+        raise ValueError(f"{name}={shown(value)} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
+    number: float = value
+    if not low <= number < float("inf") or (above and number == low):
+        limit = f"above {low}" if above else f"of at least {low}"
+        raise ValueError(f"{name}={shown(value)} is out of range. Use a value {limit}.")
+
+
+def from_mapping(cls: type, mapping: dict[str, Any], source: str) -> Any:
+    """Build a settings class from ``mapping``; an unknown key is an error that names the nearest known one."""
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{source} must hold an object of settings, not {type(mapping).__name__}.")
+    known = {f.name for f in fields(cls)}
+    for key in mapping:
+        if key not in known:
+            raise ValueError(f"{source} has an unknown key {shown(key)}.{nearest(str(key), known)}")
+    return cls(**mapping)

@@ -1,18 +1,17 @@
-"""Flat settings with Hugging Face's argument names, checked when they are built.
+"""Flat settings of a model with Hugging Face's argument names, checked when they are built.
 
 ``FewShotConfig`` says what a model is and how it learns a task: it is saved beside every adapter as
-``fewshot_config.json`` and is enough to build the learner again. ``EpisodeConfig`` says where tasks come from.
+``fewshot_config.json`` and is enough to build the learner again. Where tasks come from is ``data.config``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewshot_nlp.checks import check_types, nearest, shown
+from fewshot_nlp.checks import at_least, check_types, choice, from_mapping
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_NAME = "fewshot_config.json"
@@ -58,37 +57,6 @@ LEARNERS: dict[str, str | type] = {
 INNER_RULES = ("sgd", "momentum", "adam", "meta_sgd", "step_rates")
 FROZEN_DTYPES = ("float32", "bfloat16")
 ESTIMATORS = ("exact", "first_order", "truncated", "implicit", "reptile")
-DUPLICATES = ("error", "drop", "keep")
-
-
-def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"{name}={shown(value)} is not known. Use one of: {', '.join(allowed)}.")
-
-
-def at_least(name: str, value: Any, low: float, kind: type[int] | type[float] = int, above: bool = False) -> None:
-    """Raise unless ``value`` is a finite ``kind`` of at least (or strictly above) ``low``."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        hint = " In YAML, write 1.0e-4 rather than 1e-4." if isinstance(value, str) else ""
-        raise ValueError(f"{name}={shown(value)} must be of type {kind.__name__}, not {type(value).__name__}.{hint}")
-    number: float = value
-    if not low <= number < float("inf") or (above and number == low):
-        limit = f"above {low}" if above else f"of at least {low}"
-        raise ValueError(f"{name}={shown(value)} is out of range. Use a value {limit}.")
-
-
-def from_mapping(cls: type, mapping: dict[str, Any], source: str) -> Any:
-    """Build a settings class from ``mapping``; an unknown key is an error that names the nearest known one."""
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{source} must hold an object of settings, not {type(mapping).__name__}.")
-    known = {f.name for f in fields(cls)}
-    for key in mapping:
-        if key not in known:
-            raise ValueError(f"{source} has an unknown key {shown(key)}.{nearest(str(key), known)}")
-    return cls(**mapping)
 
 
 @dataclass
@@ -457,127 +425,3 @@ class FewShotConfig:
     @classmethod
     def from_json_file(cls, path: str | Path) -> FewShotConfig:
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))["config"], str(path))
-
-
-@dataclass
-class EpisodeConfig:
-    """Where tasks come from, and their shape."""
-
-    dataset_name: str = field(
-        default="home_intents",
-        metadata={
-            "help": "An embedded set (home_intents, glyphs), a Hub id, a csv, jsonl or parquet file, or a folder of "
-            "such or of class folders of images."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a data set of the Hub."}
-    )
-    text_column_name: str | None = field(default=None, metadata={"help": "Column of texts; found if not given."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of images; found if not given."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Column of labels; found if not given."})
-    split_file: str | None = field(
-        default=None, metadata={"help": "JSON with lists of class names under train, validation and test."}
-    )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the class-disjoint splits where none are given."})
-    min_examples: int = field(default=1, metadata={"help": "Leave out classes with fewer examples than this."})
-    duplicates: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with a text or image that is in two splits, and with one, or a class, of a mixture "
-            f"that is evaluated: {', '.join(DUPLICATES)}."
-        },
-    )
-    mixture_dataset_names: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Further data sets whose training classes give training tasks, too; evaluation stays on "
-            "dataset_name. The names of columns, split_seed, min_examples and duplicates are for all of them."
-        },
-    )
-    mixture_weights: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "How often a training task is of dataset_name, then of each of mixture_dataset_names, in "
-            "proportion; equally often if not given."
-        },
-    )
-
-    n_way: int = field(default=5, metadata={"help": "Classes in an episode."})
-    k_shot: int = field(default=1, metadata={"help": "Support examples a class in training episodes."})
-    max_n_way: int | None = field(default=None, metadata={"help": "Draw the way of a training episode up to this."})
-    max_k_shot: int | None = field(default=None, metadata={"help": "Draw the shot of a training episode up to this."})
-    n_query: int = field(default=5, metadata={"help": "Query examples a class in training episodes."})
-    n_out_of_scope: int = field(
-        default=0,
-        metadata={"help": "Further queries, of other classes, in a training episode; the loss leaves them out."},
-    )
-    n_unlabelled: int = field(
-        default=0,
-        metadata={
-            "help": "Texts of the training classes of dataset_name, without labels, beside each training episode, "
-            "where training is on other data sets; for learners that adapt to a domain."
-        },
-    )
-    eval_n_way: int | None = field(default=None, metadata={"help": "Classes in an evaluation episode; default n_way."})
-    eval_k_shots: list[int] = field(
-        default_factory=lambda: [1, 5],
-        metadata={"help": "Support examples a class in evaluation, one run each; 0 with use_label_names."},
-    )
-    eval_n_query: int = field(default=5, metadata={"help": "Query examples a class in evaluation."})
-    eval_n_out_of_scope: int = field(
-        default=0, metadata={"help": "Further queries, of other classes, in evaluation; the accuracy leaves them out."}
-    )
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        at_least("split_seed", self.split_seed, 0)
-        at_least("min_examples", self.min_examples, 1)
-        choice("duplicates", self.duplicates, DUPLICATES)
-        self._check_mixture()
-        at_least("n_way", self.n_way, 2)
-        at_least("k_shot", self.k_shot, 1)
-        at_least("n_query", self.n_query, 1)
-        at_least("eval_n_query", self.eval_n_query, 1)
-        at_least("n_out_of_scope", self.n_out_of_scope, 0)
-        at_least("n_unlabelled", self.n_unlabelled, 0)
-        if self.n_unlabelled and not (self.mixture_weights and self.mixture_weights[0] == 0):
-            raise ValueError(
-                f"n_unlabelled={self.n_unlabelled} takes texts of dataset_name for another domain than training's, "
-                f"which is on {self.dataset_name!r}, too. Set mixture_dataset_names, and mixture_weights with 0 first."
-            )
-        at_least("eval_n_out_of_scope", self.eval_n_out_of_scope, 0)
-        if self.eval_n_way is not None:
-            at_least("eval_n_way", self.eval_n_way, 2)
-        if self.max_n_way is not None:
-            at_least("max_n_way", self.max_n_way, self.n_way)
-        if self.max_k_shot is not None:
-            at_least("max_k_shot", self.max_k_shot, self.k_shot)
-        if not self.eval_k_shots:
-            raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
-        for shot in self.eval_k_shots:
-            at_least("eval_k_shots", shot, 0)
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Way and shot of the largest training episode."""
-        return self.max_n_way or self.n_way, self.max_k_shot or self.k_shot
-
-    def _check_mixture(self) -> None:
-        names, weights = self.mixture_dataset_names, self.mixture_weights
-        if names is not None and not all(names):
-            raise ValueError(f"mixture_dataset_names={names!r} must be a list of data sets, such as [more.csv].")
-        if weights is None:
-            return
-        if not names:
-            raise ValueError(f"mixture_weights={weights!r} weighs nothing. Set mixture_dataset_names.")
-        if len(weights) != 1 + len(names):
-            raise ValueError(
-                f"mixture_weights={weights!r} must be a list of {1 + len(names)} weights: of dataset_name, then of "
-                f"each of the {len(names)} mixture_dataset_names."
-            )
-        for weight in weights:
-            at_least("mixture_weights", weight, 0.0, float)
-        if not any(weights):
-            raise ValueError(f"mixture_weights={weights!r} must not be all zero. Give one data set a weight.")

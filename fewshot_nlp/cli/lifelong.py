@@ -17,8 +17,9 @@ import numpy as np
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import CLASSES, parse_into
 from fewshot_nlp.cli.train import EVAL_SEED
-from fewshot_nlp.config import EpisodeConfig, FewShotConfig
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, load_pools_from_config
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.stages import Stage, all_classes, deal_classes, group_classes, hold_out, read_groups
 from fewshot_nlp.evaluation.lifelong import draw_matrix
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter

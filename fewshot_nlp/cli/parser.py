@@ -18,7 +18,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from fewshot_nlp.checks import check_types, nearest, shown
-from fewshot_nlp.config import EpisodeConfig, FewShotConfig
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 
 

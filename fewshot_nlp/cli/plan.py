@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.config import at_least
 from fewshot_nlp.data import Pool, load_pools_from_config, training_tasks_from_config
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Plan, plan

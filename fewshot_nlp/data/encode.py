@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewshot_nlp.config import LABEL_TEXTS, at_least, choice
+from fewshot_nlp.checks import at_least, choice
+from fewshot_nlp.config import LABEL_TEXTS
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from PIL import Image as Pillow
 from torch import Tensor
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 
 #: Pillow's names of the pictures that a network takes, by number of channels.
 MODES = {1: "L", 3: "RGB"}

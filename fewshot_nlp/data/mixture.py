@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import isfinite
 from typing import Any
 
-from fewshot_nlp.config import EpisodeConfig
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.encode import pools_by_address
 from fewshot_nlp.data.leakage import class_key
 from fewshot_nlp.data.pool import Pool, load_pools_from_config

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from fewshot_nlp.config import DUPLICATES, EpisodeConfig, at_least, choice
+from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.data.columns import (
     check_targets,
     checked_images,
@@ -25,6 +25,7 @@ from fewshot_nlp.data.columns import (
     readable,
     remarks,
 )
+from fewshot_nlp.data.config import DUPLICATES, EpisodeConfig
 from fewshot_nlp.data.leakage import refuse_shared, shared_with_later, text_key
 from fewshot_nlp.data.loading import open_dataset
 from fewshot_nlp.data.splits import (

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.types import EpisodeSpec
 

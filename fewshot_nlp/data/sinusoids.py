@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.data.sampler import EpisodeSequence, below, generator
 from fewshot_nlp.types import Batch, Episode, EpisodeSpec
 

@@ -19,8 +19,8 @@ from typing import Any
 from huggingface_hub import get_token
 
 from fewshot_nlp import __version__
-from fewshot_nlp.checks import shown
-from fewshot_nlp.config import CONFIG_NAME, FewShotConfig, choice, from_mapping
+from fewshot_nlp.checks import choice, from_mapping, shown
+from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.paths import public_path, with_public_paths
 
 #: Raised by one when a reader of the old format would misread the new one.

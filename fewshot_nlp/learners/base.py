@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fewshot_nlp.config import FewShotConfig, from_mapping
+from fewshot_nlp.checks import from_mapping
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves

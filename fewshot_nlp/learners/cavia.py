@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.types import Params
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.learners.protonet import ProtoNet
 from fewshot_nlp.types import Episode, MetaGrad, Params

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.heads import class_means
 from fewshot_nlp.types import Batch, Params

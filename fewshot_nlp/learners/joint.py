@@ -20,7 +20,8 @@ from typing import ClassVar
 
 import torch
 
-from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.checks import at_least
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.model import PREFIX, FewShotModel

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.checks import at_least
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import Carry
 from fewshot_nlp.functional.rules import Point, Updates, chain, stateless

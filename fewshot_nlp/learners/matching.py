@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.models.heads import WEIGHT, full_precision
 from fewshot_nlp.types import Batch, Params, State

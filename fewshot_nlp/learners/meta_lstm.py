@@ -29,7 +29,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.checks import at_least
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.rules import Point, Rule, Slots, Updates, by_prefix
 from fewshot_nlp.learners.gradient import HEAD, GradientLearner
 from fewshot_nlp.models.model import PREFIX, FewShotModel

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.learners.reptile import Reptile
 from fewshot_nlp.types import Params
 

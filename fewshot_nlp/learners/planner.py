@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewshot_nlp.config import FewShotConfig, at_least
+from fewshot_nlp.checks import at_least
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.encode import labelled
 from fewshot_nlp.functional.memory import forget_peak, peak, resident
 from fewshot_nlp.learners import build_learner

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, rms_norm
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.models.heads import SCALE, WEIGHT, full_precision
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Params, State

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad, rms_norm, silu
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.matching import MEMBER, MEMORY
 from fewshot_nlp.models.heads import SCALE, full_precision

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot, pad
 
-from fewshot_nlp.config import at_least
+from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.models.heads import SCALE
 from fewshot_nlp.types import Batch, Params, State

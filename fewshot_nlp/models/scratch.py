@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, choice
 
 NORMS = ("batch", "group")
 

@@ -10,8 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fewshot_nlp.checks import check_types
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, check_types, choice
 from fewshot_nlp.training.checks import check_writable
 
 OPTIMIZERS = ("adamw", "sgd")

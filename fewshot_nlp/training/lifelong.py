@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewshot_nlp.config import at_least, choice
+from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.data.sampler import below, generator
 from fewshot_nlp.evaluation import EvaluationResult
 from fewshot_nlp.evaluation.lifelong import AccuracyMatrix

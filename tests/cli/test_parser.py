@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 
 from fewshot_nlp.cli.parser import NAMES, parse, read_yaml
-from fewshot_nlp.config import EpisodeConfig, FewShotConfig
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.training import FewShotTrainingArguments
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewshot_nlp.config import EpisodeConfig
 from fewshot_nlp.data import EpisodeReader, TextEncoder, load_pools, training_tasks_from_config
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.leakage import class_key, image_key, text_key
 from fewshot_nlp.data.stages import hold_out
 from fewshot_nlp.evaluation import build_protocol

@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshot_nlp.config import EpisodeConfig
 from fewshot_nlp.data import EpisodeSampler, load_pools, load_pools_from_config
+from fewshot_nlp.data.config import EpisodeConfig
 from tests.data.toy_data import CLASSES, make_dataset, make_pool
 
 HALVES = {"train": CLASSES[:4], "validation": CLASSES[4:5], "test": CLASSES[5:]}

@@ -18,8 +18,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fewshot_nlp import FewShotClassifier
-from fewshot_nlp.config import EpisodeConfig, FewShotConfig, from_mapping
+from fewshot_nlp.checks import from_mapping
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import EpisodeMixture, EpisodeSampler, load_episodes, load_pools, save_episodes
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.leakage import class_key, text_key
 from fewshot_nlp.training import FewShotTrainingArguments
 from tests.data.toy_data import make_pool

@@ -11,8 +11,8 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy, cross_entropy, normalize
 
-from fewshot_nlp.config import EpisodeConfig
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, TextEncoder
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.functional.rules import Point
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.domain_adversarial import DomainAdversarialOptions, reverse

@@ -153,20 +153,20 @@ class TestCIFAR:
     def test_the_benchmark_has_a_table(self, archive, tmp_path, monkeypatch, capsys):
         monkeypatch.syspath_prepend(ROOT / "recipes" / "benchmarks")
         benchmark = load(ROOT / "recipes" / "benchmarks" / "images.py")
-        folder = tmp_path / "data"
+        folder = tmp_path / "data" / "cifar_fs"
         names = [f"thing {i}" for i in range(6)]
         lists = {"classes": names, "train": names[:2], "validation": names[2:4], "test": names[4:]}
         (archive / "split_1.json").write_text(json.dumps(lists))
         load(ROOT / "data_scripts" / "cifar_fs.py").main(["--data_dir", str(archive), "--output_dir", str(folder)])
         tiny = f"--model_name_or_path {tiny_resnet(tmp_path / 'net')} --eval_n_way 2 {TINY} --baseline_episodes 0"
         tiny += " --lora_layers_to_transform 0 --eval_strategy no --save_strategy no --load_best_model_at_end false"
-        given = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *shlex.split(tiny)]
-        monkeypatch.setattr(sys, "argv", ["images.py", *given])
+        given = ["--datasets", "cifar_fs", "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["images.py", *given, *shlex.split(tiny)])
         benchmark.main()
         table = capsys.readouterr().out.split("\n| method")[-1]
         assert "lora_protonet" in table and "prototypes" in table
-        monkeypatch.setattr(sys, "argv", ["images.py", "--dataset_name", str(tmp_path / "nowhere")])
-        with pytest.raises(SystemExit, match=r"nowhere does not exist\. Run data_scripts/cifar_fs\.py first"):
+        monkeypatch.setattr(sys, "argv", ["images.py", "--data_dir", str(tmp_path / "nowhere")])
+        with pytest.raises(SystemExit, match=r"cifar_fs does not exist\. Run data_scripts/cifar_fs\.py first"):
             benchmark.main()
 
     @pytest.mark.shared

@@ -121,7 +121,7 @@ def test_recipe_says_how_to_run_it(recipe):
     settings = parse([], recipe.with_suffix(".yaml"))
     assert settings.args.output_dir == f"output/{recipe.stem}"
     # A decoder takes seconds for a task.
-    assert settings.args.test_episodes == (20 if recipe.stem == "gpt_prompt_maml" else 600)
+    assert settings.args.test_episodes == (60 if recipe.stem == "gpt_prompt_maml" else 600)
 
 
 def test_saved_parameters_are_those_of_the_best_validation(tiny, tmp_path):

@@ -25,6 +25,7 @@ from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
 from fewshot_nlp.models.norm import is_transductive, set_batch_norm
 from fewshot_nlp.models.pooling import find_pooling, pool, pool_image, right_padded
+from fewshot_nlp.models.positions import position_limit
 from fewshot_nlp.models.verbalizer import TEMPLATES, find_voice
 from fewshot_nlp.types import NAMES, Params, split_names
 
@@ -63,7 +64,8 @@ class FewShotModel:
         self.voice = find_voice(bare_model(module), tokenizer) if config.head == "verbalizer" else None
         # What goes on from a text needs its keys and values in every layer.
         goes_on = self.voice is not None and self.voice.scores_names
-        self.trunk = None if goes_on else find_trunk(module, self.trainable, alone=not self.transductive)
+        longest = position_limit(bare_model(module))
+        self.trunk = None if goes_on else find_trunk(module, self.trainable, not self.transductive, longest)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
 

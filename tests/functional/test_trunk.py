@@ -70,27 +70,59 @@ def test_a_text_goes_through_the_trunk_once():
     trunk, runs = counting(module)
     cut = {name: tensor[:, :4] for name, tensor in INPUTS.items()}
     turned = {name: tensor.flip(0) for name, tensor in INPUTS.items()}
-    # Of the cut batch, only the first text is another one: the second is shorter than that.
-    for inputs, expected in ((INPUTS, 2), (INPUTS, 2), (turned, 2), (cut, 3), (INPUTS, 3)):
+    # Both texts make one group. Of the cut batch, only the first text is another one: the second is shorter than that.
+    for inputs, expected in ((INPUTS, 1), (INPUTS, 1), (turned, 1), (cut, 2), (INPUTS, 2)):
         with trunk.skipped(inputs):
             module(**inputs)
         assert len(runs) == expected
     trunk.forget()
     with trunk.skipped(INPUTS):
         module(**INPUTS)
-    assert len(runs) == 5
+    assert len(runs) == 3
 
 
-def test_what_is_kept_of_a_text_depends_on_nothing_else():
-    """To the bit, whatever its company and padding."""
-    module = build("bert", 2)
-    trunk, _ = counting(module)
-    row = {name: tensor[1:, :3] for name, tensor in INPUTS.items()}
-    with trunk.skipped(INPUTS):
-        beside = module.encoder.layer[0](None)[1, :3].clone()
-    trunk.forget()
-    with trunk.skipped(row):
-        assert torch.equal(module.encoder.layer[0](None)[0], beside)
+def test_texts_go_through_in_groups_of_one_shape():
+    module, shapes = build("bert", 2), []
+    module.encoder.layer[0].register_forward_hook(lambda layer, args, output: shapes.append(tuple(output.shape[:2])))
+    lengths = torch.tensor([3, 7, 8, 5, 5, 5, 17, 20])
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    ids = torch.randint(3, 12, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    for longest, expected in (
+        (None, [(4, 8)] * 2 + [(4, 16), (4, 24)]),
+        (20, [(4, 8)] * 2 + [(4, 16)] + [(4, 20)] * 2),
+    ):
+        trunk = find_trunk(module, trainable(module), longest=longest)
+        shapes.clear()
+        with trunk.skipped(inputs):
+            found = module(**inputs).last_hidden_state
+        assert sorted(shapes[: len(expected)]) == expected
+        torch.testing.assert_close(found[mask.bool()], module(**inputs).last_hidden_state[mask.bool()])
+
+
+@pytest.mark.parametrize("shape", ["bert", "gpt2", "llama"])
+def test_what_is_kept_of_a_text_depends_on_nothing_else(shape):
+    """To the bit, whatever its company, its place and its padding; products are large enough to be cut into blocks."""
+    config = CONFIGS[shape].to_dict() | {"hidden_size": 96, "intermediate_size": 384, "n_embd": 96, "vocab_size": 200}
+    torch.manual_seed(0)
+    module = AutoModel.from_config(type(CONFIGS[shape])(**config)).eval()
+    for name, value in module.named_parameters():
+        value.requires_grad_(name.startswith(f"{LAYERS[shape]}.2."))
+    trunk, rng = find_trunk(module, trainable(module)), torch.Generator().manual_seed(1)
+    for length in (3, 7, 8, 13):
+        text, kept = torch.randint(1, 200, (1, length), generator=rng), []
+        for place, company, width in ((0, 0, length), (0, 3, length), (3, 3, 16), (2, 9, 24), (6, 7, 16), (1, 1, 13)):
+            lengths = torch.randint(1, width + 1, (company + 1,), generator=rng)
+            lengths[place] = length
+            mask = (torch.arange(width) < lengths[:, None]).long()
+            ids = torch.randint(1, 200, mask.shape, generator=rng)
+            ids[place, :length] = text
+            trunk.forget()
+            with trunk.skipped({"input_ids": ids * mask, "attention_mask": mask}):
+                first = getattr(module, LAYERS[shape].split(".")[0])
+                first = first.layer[0] if shape == "bert" else first[0]
+                kept.append(first(None)[place, :length].clone())
+        assert all(torch.equal(one, kept[0]) for one in kept), length
 
 
 def test_other_weights_and_another_precision_are_not_mistaken():
@@ -100,12 +132,12 @@ def test_other_weights_and_another_precision_are_not_mistaken():
         pass
     with trunk.skipped(INPUTS, "bfloat16"):
         pass
-    assert len(runs) == 4
+    assert len(runs) == 2
     with torch.no_grad():
         module.encoder.layer[0].output.dense.weight.add_(1.0)
     with trunk.skipped(INPUTS):
         pass
-    assert len(runs) == 6
+    assert len(runs) == 3
     module.double()
     with trunk.skipped(INPUTS):
         assert module(**INPUTS).last_hidden_state.dtype == torch.float64

@@ -143,6 +143,10 @@ class VerbalizerHead(LinearHead):
     features that are scores of names already, ``[n, n_way]``, start at ``W = 1``. With ``b = 0`` and ``s = 1`` the
     logits are the language model's. It prefers some names whatever the text; with ``config.calibrate``, ``-b`` starts
     at their mean scores over the examples, classes weighted alike (after Zhou et al. 2024, arXiv:2309.17249).
+
+    Scores of names are log-likelihoods, with much in common that tells no class from another and would drive the inner
+    loop: each text's are taken less their mean, which the softmax does not see, and ``b`` is added to them, in front of
+    ``W``: ``s · (f - mean(f) + b) W^T``.
     """
 
     def __init__(self, config: FewShotConfig, scores_names: bool) -> None:
@@ -154,12 +158,19 @@ class VerbalizerHead(LinearHead):
         weight = torch.eye(n_way).to(features) if self.scores_names else features[-n_way:]
         bias = features.new_zeros(n_way)
         if self.config.calibrate and known.any():
-            bias = bias - class_means(features[known] @ weight.T, labels[known], n_way).mean(dim=0)
+            said = self._centred(features[known]) @ weight.T
+            bias = bias - class_means(said, labels[known], n_way).mean(dim=0)
         # A view, so that a gradient with respect to the weights does not see that the biases were made from them, too.
         return {WEIGHT: weight.view_as(weight), BIAS: bias}
 
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor:
-        return self._linear(params, state, features)
+        if not self.scores_names:
+            return self._linear(params, state, features)
+        with full_precision(features):
+            return params[SCALE].exp() * (self._centred(features) + state[BIAS]) @ state[WEIGHT].T
+
+    def _centred(self, features: Tensor) -> Tensor:
+        return features - features.mean(dim=-1, keepdim=True) if self.scores_names else features
 
 
 class RegressionHead:

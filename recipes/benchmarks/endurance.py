@@ -63,7 +63,8 @@ def main() -> None:
     chosen = parser.parse_args()
     shutil.rmtree(chosen.output_dir, ignore_errors=True)
     backbone = small_backbone(chosen.output_dir / "backbone")
-    print("| method | | MB per 1,000 episodes | MB at the end | processor ms an episode, by tenths |\n|---|---|---|---|---|")
+    titles = ("method", "", "MB per 1,000 episodes", "MB at the end", "processor ms an episode, by tenths")
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for name in chosen.recipes:
         arguments = [*SHORT, "--model_name_or_path", str(backbone), "--output_dir", str(chosen.output_dir / name)]
         arguments += ["--max_steps", str(chosen.episodes // 2), "--save_steps", str(chosen.episodes // PARTS)]

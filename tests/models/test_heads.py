@@ -128,10 +128,23 @@ class TestVerbalizer:
         state = words.start(self.ONE, torch.cat([SUPPORT, self.WORDS]), self.BEYOND, 3)
         torch.testing.assert_close(words.logits(self.ONE, state, QUERY), QUERY @ self.WORDS.T)
 
-    def test_scores_are_logits(self):
+    def test_scores_are_logits_up_to_what_all_names_have_in_common(self):
         names = self.made(True, calibrate=False)
         state = names.start(self.ONE, self.SCORES, LABELS, 3)
-        torch.testing.assert_close(names.logits(self.ONE, state, self.SCORES), self.SCORES)
+        logits = names.logits(self.ONE, state, self.SCORES)
+        torch.testing.assert_close(logits.softmax(dim=1), self.SCORES.softmax(dim=1))
+        assert torch.equal(names.logits(self.ONE, state, self.SCORES + 8).argmax(dim=1), self.SCORES.argmax(dim=1))
+
+    def test_an_inner_step_does_not_follow_what_all_names_have_in_common(self):
+        names = self.made(True)
+
+        def step(scores):
+            state = {name: value.requires_grad_() for name, value in names.start(self.ONE, scores, LABELS, 3).items()}
+            loss = torch.nn.functional.cross_entropy(names.logits(self.ONE, state, scores), LABELS)
+            return torch.autograd.grad(loss, [*state.values()])
+
+        for near, far in zip(step(self.SCORES), step(self.SCORES - 40), strict=True):
+            torch.testing.assert_close(near, far)
 
     def test_calibrated_every_name_scores_alike_over_the_classes(self):
         for head, support, labels, examples in (
@@ -144,7 +157,8 @@ class TestVerbalizer:
     def test_without_examples_there_is_nothing_to_calibrate_by(self):
         names = self.made(True)
         state = names.start(self.ONE, self.SCORES[:0], LABELS[:0], 3)
-        torch.testing.assert_close(names.logits(self.ONE, state, self.SCORES), self.SCORES)
+        found = names.logits(self.ONE, state, self.SCORES).softmax(dim=1)
+        torch.testing.assert_close(found, self.SCORES.softmax(dim=1))
         words = self.made(False)
         state = words.start(self.ONE, self.WORDS, self.BEYOND[-3:], 3)
         torch.testing.assert_close(words.logits(self.ONE, state, QUERY), QUERY @ self.WORDS.T)

@@ -7,6 +7,7 @@ import types
 import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 #: Longest value that an error shows.
@@ -42,6 +43,18 @@ def shown(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """What ``error`` says first, or its kind where it says nothing."""
     return printable((str(error).splitlines() or [""])[0]) or type(error).__name__
+
+
+def check_link(path: Path, folder: Path) -> Path:
+    """Where ``path``, which is in ``folder``, leads; ``ValueError`` where that is out of it.
+
+    A link may lead to another place in the folder, and in the Hub's cache to the files of the same repository.
+    """
+    real, home = path.resolve(), folder.resolve()
+    homes = [home, *(each.parents[0] / "blobs" for each in home.parents if each.name == "snapshots")]
+    if not any(real.is_relative_to(each) for each in homes):
+        raise ValueError(f"{path} is a link out of its folder, to {real}. Put the file itself there.")
+    return real
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from fewshot_nlp.checks import first_line, shown
+from fewshot_nlp.checks import check_link, first_line, shown
 from fewshot_nlp.data.alphabets import glyphs
 from fewshot_nlp.data.embedded import home_intents
 
@@ -45,8 +45,8 @@ def open_dataset(
 
     Raises:
         FileNotFoundError: a path to nothing.
-        ValueError: a file of an unknown kind, a set that is on no Hub that can be reached, or a revision of one that is
-            not on a Hub.
+        ValueError: a file of an unknown kind, a folder with a link out of it, a set that is on no Hub that can be
+            reached, or a revision of one that is not on a Hub.
         TypeError: neither a name nor a data set.
     """
     if isinstance(dataset, DatasetDict):
@@ -96,6 +96,9 @@ def _open_file(path: Path) -> DatasetDict:
 
 
 def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
+    for found in path.rglob("*"):
+        if found.is_symlink():
+            check_link(found, path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_saved(path)
         return _load(path, str(path), load=load_from_disk)

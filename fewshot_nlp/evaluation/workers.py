@@ -26,7 +26,9 @@ MAX_WORKERS = 4
 def workers_for(learner: Any) -> int:
     """How many workers ``learner`` gains from: one where its texts are kept from episode to episode, on an accelerator,
     and under autocast, which is known to the calling thread alone."""
-    if not isinstance(learner, BaseLearner) or not learner.fast_body or learner.model.trunk is not None:
+    if not isinstance(learner, BaseLearner) or not learner.fast_body:
+        return 1
+    if learner.model.trunk is not None and learner.model.trunk.works:
         return 1
     if learner.model.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return 1

@@ -56,8 +56,8 @@ class Trunk:
     copies where they are few. What becomes of a row of such a shape is to the bit the same whatever the other rows are,
     while shapes differ in the last bit; so what is kept depends on nothing but the text, and a resumed run is the run
     that was interrupted. Each image goes through alone, unless what it becomes depends on the others of its batch
-    (``alone=False``). Elsewhere, where calls cost more than arithmetic, and where a layer hands on more than its hidden
-    states, batches are kept whole. What is kept is found by the state of the weights, too, so that it is never stale.
+    (``alone=False``). Elsewhere, where calls cost more than arithmetic, batches are kept whole. What is kept is found
+    by the state of the weights, too, so that it is never stale.
 
     Args:
         module: the backbone.
@@ -65,6 +65,9 @@ class Trunk:
         depth: how many of them are not trained.
         alone: whether an image may go through alone.
         longest: text that the module takes, in tokens; ``None`` where it takes any.
+
+    Attributes:
+        works: until a layer is seen to hand on more than hidden states, which is not kept.
     """
 
     def __init__(
@@ -72,6 +75,9 @@ class Trunk:
     ) -> None:
         self.module, self.layers, self.depth, self.alone, self.longest = module, layers, depth, alone, longest
         self.known = TensorStore()
+        self.works = True
+        # How many empty places a layer hands on behind its hidden states; ``None`` where it hands on these alone.
+        self._empty: int | None = None
         above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
         self._weights = [value for value in module.parameters() if id(value) not in above]
 
@@ -83,7 +89,11 @@ class Trunk:
             inputs: of the call.
             precision: names what else decides how the trunk computes, such as autocast.
         """
-        output = self._output(inputs, self._address(precision))
+        hidden = self._output(inputs, self._address(precision)) if self.works else None
+        if hidden is None:
+            yield
+            return
+        output = hidden if self._empty is None else (hidden, *[None] * self._empty)
         below, begun = [self.layers[i] for i in range(self.depth)], list[bool]()
         hook = self.layers[self.depth].register_forward_pre_hook(lambda *_: begun.append(True))
         for i, layer in enumerate(below):
@@ -105,26 +115,28 @@ class Trunk:
         writes = sum(value._version for value in self._weights)
         return f"{first.data_ptr()}{first.dtype}{first.device}{writes}{precision}|".encode()
 
-    def _output(self, inputs: dict[str, Tensor], address: bytes) -> Any:
+    def _output(self, inputs: dict[str, Tensor], address: bytes) -> Tensor | None:
+        """The hidden states that the top of the trunk hands on; ``None`` where it hands on more."""
         mask = inputs.get("attention_mask")
         if mask is None and self.alone and all(tensor.device.type == "cpu" for tensor in inputs.values()):
             n = len(next(iter(inputs.values())))
             images = [self._of_batch({name: t[i : i + 1] for name, t in inputs.items()}, address) for i in range(n)]
-            return torch.cat(images) if all(map(torch.is_tensor, images)) else self._of_batch(inputs, address)
+            kept = [image for image in images if image is not None]
+            return torch.cat(kept) if len(kept) == n else None
         if mask is None or mask.ndim != 2 or mask.device.type != "cpu" or not mask[:, 0].all():
             return self._of_batch(inputs, address)
         lengths = mask.sum(dim=1).tolist()
         texts = [{name: t[i : i + 1, :n] for name, t in inputs.items()} for i, n in enumerate(lengths)]
         rows = self._of_texts(texts, lengths, address)
         if rows is None:
-            return self._of_batch(inputs, address)
+            return None
         hidden = rows[0].new_zeros(len(rows), mask.shape[1], rows[0].shape[-1])
         for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
             hidden[i, :n] = row[0]
         return hidden
 
     def _of_texts(self, texts: list[dict[str, Tensor]], lengths: list[int], address: bytes) -> list[Tensor] | None:
-        """What the top of the trunk makes of each text, ``[1, length, size]``; ``None`` where that is no tensor."""
+        """What the top of the trunk makes of each text, ``[1, length, size]``; ``None`` if it is no such tensor."""
         names = [_name(text, address) for text in texts]
         found = {name: self.known.get(name) for name in names}
         # A module may take a short cut where nothing is masked: texts that fill their shape have one of their own.
@@ -139,23 +151,32 @@ class Trunk:
             for first in range(0, len(waiting), ROWS):
                 group = waiting[first : first + ROWS]
                 output = self._run(_one_shape([texts[i] for _, i in group], width))
-                if not torch.is_tensor(output) or output.shape[:2] != (ROWS, width):
+                if output is None or output.shape[:2] != (ROWS, width):
+                    self.works = False
                     return None
                 for row, (name, i) in enumerate(group):
                     found[name] = kept = output[row : row + 1, : lengths[i]].clone()
                     self.known.put(name, kept)
         return [known for name in names if (known := found[name]) is not None]
 
-    def _of_batch(self, inputs: dict[str, Tensor], address: bytes) -> Any:
-        """What the top of the trunk hands on; kept where it is a tensor."""
+    def _of_batch(self, inputs: dict[str, Tensor], address: bytes) -> Tensor | None:
         name = _name(inputs, address)
         found = self.known.get(name)
-        if found is None:
-            found = self._run(inputs)
+        if found is None and (found := self._run(inputs)) is not None:
             self.known.put(name, found)
         return found
 
-    def _run(self, inputs: dict[str, Tensor]) -> Any:
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """The hidden states that the top of the trunk hands on."""
+        handed = self._handed_on(inputs)
+        first, *rest = handed if isinstance(handed, tuple) else (handed,)
+        if not torch.is_tensor(first) or any(each is not None for each in rest):
+            self.works = False
+            return None
+        self._empty = len(rest) if isinstance(handed, tuple) else None
+        return first
+
+    def _handed_on(self, inputs: dict[str, Tensor]) -> Any:
         outputs: list[Any] = []
 
         def reached(layer: nn.Module, args: Any) -> None:

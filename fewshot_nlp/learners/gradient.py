@@ -168,7 +168,9 @@ class GradientLearner(BaseLearner):
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
         trunk = self.model.trunk
-        return words if trunk is None else f"{words}; the lowest {trunk.depth} layers run once a text"
+        return (
+            words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
+        )
 
     def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
         if carry is None:

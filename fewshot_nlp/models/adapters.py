@@ -27,7 +27,7 @@ from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
 from fewshot_nlp.models.safety import check_floats, refused_setting
-from fewshot_nlp.models.targets import IA3_TARGETS, first_map, is_transposed, norms, unfreeze
+from fewshot_nlp.models.targets import IA3_TARGETS, MAPS, first_map, in_layers, is_transposed, norms, unfreeze
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -52,10 +52,10 @@ def lora_targets(module: nn.Module) -> list[str]:
     kind = getattr(module.config, "model_type", "")
     targets = LORA_TARGETS.get(kind) or PEFT_LORA_TARGETS.get(kind)
     if not targets:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, nn.Linear)})
+        maps = sorted({n.rsplit(".", 1)[-1] for n, m in module.named_modules() if isinstance(m, MAPS)})
         raise ValueError(
             f"No default LoRA modules are known for model type {kind!r}. "
-            f"Set lora_target_modules to some of: {', '.join(linears)}."
+            f"Set lora_target_modules to some of: {', '.join(maps)}."
         )
     return list(targets)
 
@@ -79,12 +79,14 @@ def peft_config_for(config: FewShotConfig, module: Any, tokenizer_source: str) -
     if config.adapter == "prefix_tuning":
         return peft.PrefixTuningConfig(**tokens)
     if config.adapter == "lora":
+        targets, layers = config.lora_target_modules or lora_targets(module), config.lora_layers_to_transform
+        found = None if layers is None else in_layers(module, targets, layers)
         return peft.LoraConfig(
             task_type=task,
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
-            target_modules=config.lora_target_modules or lora_targets(module),
-            layers_to_transform=config.lora_layers_to_transform,
+            target_modules=found or targets,
+            layers_to_transform=None if found else layers,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
         )
@@ -121,14 +123,17 @@ def fit_prompt(module: Any, settings: Any) -> None:
             f"takes {module.main_input_name}. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' or 'full'."
         )
     prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
+    # Whatever task it was made for, features are what is asked of it, and a prompt without a task is one PEFT refuses.
+    settings.task_type = peft.TaskType.FEATURE_EXTRACTION
     # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
     settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
     settings.num_layers = module.config.num_hidden_layers
     settings.num_attention_heads = module.config.num_attention_heads
     if prefix and "past_key_values" not in inspect.signature(module.forward).parameters:
         raise ValueError(
-            f"Prefix tuning needs a backbone that takes past_key_values; model type {module.config.model_type!r} does "
-            f"not, and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
+            f"Prefix tuning needs a backbone that takes past_key_values; {type(module).__name__}, of model type "
+            f"{module.config.model_type!r}, does not, and would ignore the prefix. Use adapter='prompt_tuning' or "
+            f"'lora'."
         )
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fewshot_nlp.checks import shown
+from fewshot_nlp.checks import check_link, shown
 
 WEIGHT_INDEX = "model.safetensors.index.json"
 #: For every ``from_pretrained``: code that comes with a model is not run, and nobody is asked whether it should be.
@@ -37,13 +37,8 @@ def check_inside(folder: Path, names: Iterable[str]) -> None:
 
     A link may lead to another place in the folder, and in the Hub's cache to the files of the same repository.
     """
-    homes = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        homes.append(folder.resolve().parents[1] / "blobs")
     for path in (path for name in names for path in folder.glob(name)):
-        real = path.resolve()
-        if not any(real.is_relative_to(home) for home in homes):
-            raise ValueError(f"{path} is a link out of its folder, to {real}. Put the file itself there.")
+        real = check_link(path, folder)
         if not real.is_file():
             raise ValueError(f"{path} is no file. Save or download the folder again.")
 

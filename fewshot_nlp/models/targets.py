@@ -25,7 +25,7 @@ IA3_TARGETS: dict[str, tuple[list[str], list[str]]] = {
     "vit": (["k_proj", "v_proj"], ["fc2"]),
 }
 
-_MAPS = (nn.Linear, nn.Conv2d, Conv1D)
+MAPS = (nn.Linear, nn.Conv2d, Conv1D)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -56,13 +56,36 @@ def first_map(module: nn.Module) -> str:
     Raises:
         ValueError: the backbone has no biases, or no such layer.
     """
-    names = [name for name, part in module.named_modules() if isinstance(part, _MAPS)]
+    names = [name for name, part in module.named_modules() if isinstance(part, MAPS)]
     if not names or not any(name.endswith(".bias") for name, _ in module.named_parameters()):
         raise ValueError(
             f"adapter='bitfit' trains biases, and {type(module).__name__} has none. Use adapter='layernorm', 'ia3' or "
             f"'lora'."
         )
     return names[0]
+
+
+def in_layers(module: Any, targets: list[str], layers: list[int]) -> list[str] | None:
+    """Full names of ``targets`` in some layers, where PEFT's own ``layers_to_transform`` does not find these.
+
+    It looks for a number between dots with a name and a dot before it, as in ``encoder.layer.0.``, which bare decoders,
+    whose layers are ``h.0.`` or ``layers.0.``, have not. ``None`` where it does find them.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    stack = find_layers(module)
+    place = next((name for name, part in module.named_modules() if part is stack), ".")
+    if stack is None or "." in place:
+        return None
+    wrong = [i for i in layers if not 0 <= i < len(stack)]
+    if wrong:
+        raise ValueError(
+            f"lora_layers_to_transform={layers} names {wrong[0]}, and the backbone {module.name_or_path!r} has "
+            f"{len(stack)} layers, counted from 0. Name some of them, or leave it out."
+        )
+    names = [f"{place}.{i}.{name}" for i in layers for name, _ in stack[i].named_modules()]
+    return [name for name in names if any(name.endswith(f".{target}") for target in targets)]
 
 
 def is_transposed(module: nn.Module) -> bool:

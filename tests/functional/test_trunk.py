@@ -24,6 +24,14 @@ INPUTS = {
 }
 
 
+@pytest.fixture
+def some_threads():
+    """A test may set the number of torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def build(shape, first):
     """A model whose layers from ``first`` on are trained."""
     torch.manual_seed(0)
@@ -100,9 +108,11 @@ def test_texts_go_through_in_groups_of_one_shape():
         torch.testing.assert_close(found[mask.bool()], module(**inputs).last_hidden_state[mask.bool()])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", ["bert", "gpt2", "llama"])
-def test_what_is_kept_of_a_text_depends_on_nothing_else(shape):
+def test_what_is_kept_of_a_text_depends_on_nothing_else(shape, threads, some_threads):
     """To the bit, whatever its company, its place and its padding; products are large enough to be cut into blocks."""
+    torch.set_num_threads(threads)
     config = CONFIGS[shape].to_dict() | {"hidden_size": 96, "intermediate_size": 384, "n_embd": 96, "vocab_size": 200}
     torch.manual_seed(0)
     module = AutoModel.from_config(type(CONFIGS[shape])(**config)).eval()
@@ -147,6 +157,32 @@ def test_other_weights_and_another_precision_are_not_mistaken():
     with trunk.skipped(INPUTS):
         pass
     assert len(runs) == before, "a layer above changes nothing below"
+
+
+class Telling(nn.Module):
+    """Three layers that hand on more than their hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.layers[0].requires_grad_(False)
+        self.layers[0].register_forward_hook(lambda layer, args, output: (output, output))
+        self.runs = 0
+
+    def forward(self, input_ids, attention_mask):
+        self.runs += 1
+        hidden, more = self.layers[0](input_ids[..., None].expand(-1, -1, 4).float())
+        return self.layers[2](self.layers[1](hidden + more))
+
+
+def test_a_layer_that_hands_on_more_has_no_trunk_after_the_first_try():
+    module = Telling()
+    trunk, expected = find_trunk(module, trainable(module)), module(**INPUTS)
+    module.runs = 0
+    for runs in (2, 3, 4):
+        with trunk.skipped(INPUTS):
+            torch.testing.assert_close(module(**INPUTS), expected)
+        assert module.runs == runs and not trunk.works and trunk.known.bytes == 0
 
 
 def test_padding_on_the_left_keeps_batches_whole():

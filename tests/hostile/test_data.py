@@ -41,6 +41,23 @@ def test_rows_somewhere_else(tmp_path, name):
         load_pools(tmp_path / "set")
 
 
+@pytest.mark.parametrize("name", ["more.csv", "deep/more.csv", "folder"])
+def test_a_link_out_of_a_folder_of_data(tmp_path, name):
+    outside, folder = tmp_path / "outside", tmp_path / "set"
+    for place in (outside, folder / "deep"):
+        place.mkdir(parents=True)
+    rows = "text,label\n" + "".join(f"text {i},{'abcd'[i % 4]}\n" for i in range(8))
+    (outside / "secret.csv").write_text(rows)
+    (folder / "train.csv").write_text(rows)
+    (folder / name).symlink_to(outside if name == "folder" else outside / "secret.csv")
+    with pytest.raises(ValueError, match="is a link out of its folder"):
+        load_pools(folder)
+    (folder / name).unlink()
+    (folder / "train.csv").rename(folder / "deep" / "own.csv")
+    (folder / "train.csv").symlink_to(folder / "deep" / "own.csv")
+    load_pools(folder, duplicates="keep")
+
+
 def test_a_loading_script_is_not_run(tmp_path, marker):
     folder = tmp_path / "set"
     folder.mkdir()

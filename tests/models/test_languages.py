@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 
@@ -82,6 +83,39 @@ def test_an_adapter_reaches_the_features(language_folders, family):
             noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
             moved = model.features({**params, name: value + noise}, inputs)
             assert (moved - features).abs().max() > 1e-5, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_on_the_top_layer_leaves_the_rest_to_the_trunk(language_folders, family):
+    settings = {"adapter": "lora", "lora_layers_to_transform": [1]}
+    if family == "albert":
+        with pytest.raises(ValueError, match="PEFT cannot put"):
+            model_of(language_folders(family), family, **settings)
+        return
+    model = model_of(language_folders(family), family, **settings)
+    assert model.trainable and all(".1." in name for name in model.trainable)
+    params, inputs = params_of(model), batch(TEXTS, "right")
+    found = model.features(params, inputs)
+    assert model.trunk.depth == 1 and model.trunk.works and model.trunk.known.bytes > 0
+    again, alone = (model.features(params, one) for one in (inputs, batch(TEXTS[:1], "right", len(TEXTS[0]))))
+    assert torch.equal(again, found)
+    torch.testing.assert_close(alone[0], found[0], rtol=0, atol=1e-5)
+    model.trunk = None
+    torch.testing.assert_close(model.features(params, inputs), found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "modernbert"])
+def test_a_layer_that_is_not_there_is_named(language_folders, family):
+    with pytest.raises(ValueError, match=r"lora_layers_to_transform=\[1, 2\] names 2, and the backbone .* 2 layers"):
+        model_of(language_folders(family), family, adapter="lora", lora_layers_to_transform=[1, 2])
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_a_prompt_of_any_task_gives_features(language_folders, kind, task_type):
+    config = tiny_config(language_folders("bert"))
+    model = FewShotModel.build(config, kind(num_virtual_tokens=2, task_type=task_type))
+    assert model.features(model.init_params(), batch(TEXTS, "right")).shape == (3, model.hidden_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

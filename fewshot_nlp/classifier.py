@@ -17,7 +17,7 @@ from torch import Tensor
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
 from fewshot_nlp.data.encode import encode_with_names, labelled
-from fewshot_nlp.data.examples import check_examples, listed
+from fewshot_nlp.data.examples import check_examples, check_pairs, listed
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
@@ -197,9 +197,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.label_texts is None:
             return _in_words(classes)
-        lost = [label for label in classes.tolist() if not has_words(str(self.label_texts.get(label, "")))]
+        lost = [label for label in classes.tolist() if not _says(self.label_texts.get(label))]
         if lost:
             raise ValueError(f"label_texts has no words for the label {lost[0]!r}. Give a text for every label.")
+        for label in classes.tolist():
+            check_pairs(f"label_texts[{label!r}]", self.label_texts[label])
         return [self.label_texts[label] for label in classes.tolist()]
 
     def _source(self) -> tuple[Any, ...]:
@@ -268,6 +270,11 @@ def _check_device(device: str | torch.device | None) -> torch.device:
     if checked.type == "cuda" and not (checked.index or 0) < torch.cuda.device_count():
         raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices. Use 'cpu'.")
     return checked
+
+
+def _says(text: Any) -> bool:
+    """Whether ``text`` is one that has words."""
+    return isinstance(text, str) and has_words(text)
 
 
 def _in_words(classes: np.ndarray) -> list[str]:

@@ -293,6 +293,7 @@ def test_another_adapter_is_loaded_anew(backbone, tmp_path):
         ([], "0 texts"),
         (["lamp", ""], r"X\[1\]='' is an empty text"),
         (["lamp", " \n"], r"X\[1\]=' \\n' is an empty text"),
+        (["lamp", "\ud800 hello"], r"The surrogate pair in X\[1\]='\\ud800 hello' is invalid\. Repair the text"),
         (["lamp", b"music"], r"X\[1\]=b'music' is of type bytes"),
         (["lamp", float("nan")], r"X\[1\]=nan is of type float"),
         (pd.Series(["lamp", None], dtype=object), r"X\[1\]=None is of type NoneType"),
@@ -515,6 +516,12 @@ def test_an_adapter_that_reads_class_names_is_told_them(learner):
     expected = plain.fit([*texts, "set timer", "warm light"], [*labels, "set_timer", "warm_light"]).predict_proba(TEXTS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(plain.fit(texts, labels).predict_proba(TEXTS) - found).max() > 1e-3
+
+
+def test_a_name_with_half_a_surrogate_pair_is_one_error():
+    told = FewShotClassifier(adapter(), classes=["a", "b"], label_texts={"a": "lamp", "b": "play \ud800"})
+    with pytest.raises(ValueError, match=r"The surrogate pair in label_texts\['b'\]='play \\ud800' is invalid"):
+        told.fit([], [])
 
 
 @pytest.mark.parametrize("labels", [[0, 1], ["1", "2"], [True, False]])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from fewshot_nlp.checks import shown
 from fewshot_nlp.data.images import checked_image
 
 
@@ -42,3 +43,15 @@ def check_examples(examples: list[Any], kind: str) -> None:
             raise ValueError(f"X[{i}]={example!r} is of type {type(example).__name__}. Pass texts as str.")
         elif not example.strip():
             raise ValueError(f"X[{i}]={example!r} is an empty text. Remove it, and its label.")
+        else:
+            check_pairs(f"X[{i}]", example)
+
+
+def check_pairs(place: str, text: str) -> None:
+    """Raise ``ValueError`` where ``text`` holds half a surrogate pair, which tokenizers do not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The surrogate pair in {place}={shown(text)} is invalid. Repair the text, or remove it."
+        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
+from fewshot_nlp.checks import shown
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
 from fewshot_nlp.data.encode import encode_with_names, labelled
@@ -127,7 +128,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 that reads them, or a bad argument of the constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
-        known = None if self.classes is None else list(self.classes)
+        known = None if self.classes is None else _check_classes(self.classes)
+        _check_label_texts(self.label_texts)
         examples = listed(X, least=1 if known is None else 0)
         classes, labels = _check_labels(y, len(examples), known)
         _check_batch_size(self.batch_size)
@@ -289,6 +291,34 @@ def _in_words(classes: np.ndarray) -> list[str]:
     return [readable(label) for label in classes.tolist()]
 
 
+def _check_classes(classes: Any) -> list[Any]:
+    """The labels to tell apart; an iterator has them for the first fit alone, and a string is its letters."""
+    is_list = isinstance(classes, Iterable) and not isinstance(classes, str | bytes | Mapping | Iterator)
+    known = list(classes) if is_list and getattr(classes, "ndim", 1) == 1 else []
+    _check_types("classes", known)
+    if len(set(known)) < 2:
+        raise ValueError(f"classes={shown(classes)} must be at least 2 labels. Use a list of them, or leave it out.")
+    return known
+
+
+def _check_label_texts(label_texts: Any) -> None:
+    if label_texts is not None and not isinstance(label_texts, Mapping):
+        raise ValueError(f"label_texts={shown(label_texts)} must be a mapping. Use {{label: text}}, or leave it out.")
+
+
+def _check_types(name: str, labels: list[Any]) -> None:
+    """Raise ``ValueError`` unless ``labels`` are strings, or all of them numbers that stand for classes."""
+    for i, label in enumerate(labels):
+        place, remedy = f"{name}[{i}]={label!r}", "Use strings, integers or booleans."
+        if not isinstance(label, str | Integral | np.bool_ | float | np.floating):
+            raise ValueError(f"{place} is of type {type(label).__name__}. {remedy}")
+        if isinstance(label, float | np.floating) and not float(label).is_integer():
+            problem = "missing" if np.isnan(label) else "continuous"
+            raise ValueError(f"Unknown label type: {place} is {problem}. {remedy}")
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise ValueError(f"{name} mixes strings and numbers. Use labels of one type.")
+
+
 def _check_labels(y: Any, n: int, known: list[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The sorted classes ``[n_classes]``, and the class number of each label, int64 ``[n]``; ``known``: all classes."""
     if y is None:
@@ -304,14 +334,7 @@ def _check_labels(y: Any, n: int, known: list[Any] | None = None) -> tuple[np.nd
         if unknown:
             raise ValueError(f"The label {unknown[0]!r} is none of classes={known}. Add it, or leave classes out.")
         labels = [*labels, *known]
-    for i, label in enumerate(labels):
-        if not isinstance(label, str | Integral | np.bool_ | float | np.floating):
-            raise ValueError(f"y[{i}]={label!r} is of type {type(label).__name__}. Use strings, integers or booleans.")
-        if isinstance(label, float | np.floating) and not float(label).is_integer():
-            problem = "missing" if np.isnan(label) else "continuous"
-            raise ValueError(f"Unknown label type: y[{i}]={label!r} is {problem}. Use strings, integers or booleans.")
-    if len({isinstance(label, str) for label in labels}) > 1:
-        raise ValueError("y mixes strings and numbers. Use labels of one type.")
+    _check_types("y", labels)
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
     if classes.tolist() != sorted(set(labels)):
         # NumPy cuts null characters off the ends of strings, and rounds large integers of unlike signs.

@@ -227,7 +227,7 @@ class TestNamesAlone:
 
     def test_other_words_for_the_names(self):
         words = {"a": "light lamp", "b": "music play"}
-        classifier = FewShotClassifier(adapter(), device="cpu", classes=words, label_texts=words).fit([], [])
+        classifier = FewShotClassifier(adapter(), device="cpu", classes=list(words), label_texts=words).fit([], [])
         assert classifier.predict(["lamp", "play"]).tolist() == ["a", "b"]
 
     @pytest.mark.offline
@@ -240,7 +240,17 @@ class TestNamesAlone:
         ("classes", "labels", "message"),
         [
             (["light", "music"], ["timer"], r"The label 'timer' is none of classes=\['light', 'music'\]"),
-            (["light"], ["light"], "y has only one class, 'light'"),
+            (["light"], ["light"], r"classes=\['light'\] must be at least 2 labels\. Use a list of them"),
+            (["light", "light"], ["light"], r"classes=\['light', 'light'\] must be at least 2 labels"),
+            ([], ["light"], r"classes=\[\] must be at least 2 labels"),
+            ("ab", ["a"], "classes='ab' must be at least 2 labels"),
+            ({"a": "light", "b": "music"}, ["a"], r"classes=\{'a': 'light', 'b': 'music'\} must be at least 2 labels"),
+            (5, ["a"], "classes=5 must be at least 2 labels"),
+            (iter(["a", "b"]), ["a"], "classes=<list_iterator object at .* must be at least 2 labels"),
+            (np.array([["a", "b"]]), ["a"], r"classes=array\(\[\['a', 'b'\]\].* must be at least 2 labels"),
+            (["a", None], ["a"], r"classes\[1\]=None is of type NoneType\. Use strings"),
+            (["a", float("nan")], ["a"], r"classes\[1\]=nan is missing"),
+            (["a", 1], ["a"], "classes mixes strings and numbers"),
             ([1, 2], [1], "The label 1 has no words, and names of classes are read: classes says so"),
         ],
     )
@@ -346,6 +356,8 @@ def test_labels_in_a_column_of_a_table():
         ({"device": "gpu"}, "device='gpu' is not known"),
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"label_texts": ["x", "y"]}, r"label_texts=\['x', 'y'\] must be a mapping\. Use \{label: text\}"),
+        ({"label_texts": "xy"}, "label_texts='xy' must be a mapping"),
         ({"batch_size": "8"}, "batch_size='8' is out of range"),
         ({"model_name_or_path": "some/model"}, "Both adapter=.* and model_name_or_path='some/model' are given"),
     ],

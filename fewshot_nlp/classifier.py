@@ -49,7 +49,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             label itself, in words.
         classes: the labels to tell apart, some or all of which may have no example. Their names are read, and count as
             an example each for an adapter that was not trained to read them; by default the labels of ``fit``, whose
-            names are read only by an adapter that was.
+            names are read only by an adapter that was. Among images no name is read: each needs an example.
 
     Attributes:
         classes_: the labels, sorted, ``[n_classes]``.
@@ -124,8 +124,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: no texts, an empty text, images where the backbone takes texts or the other way, unequal
-                lengths, a missing label, fewer than two classes, labels without words or descriptions for an adapter
-                that reads them, or a bad argument of the constructor.
+                lengths, a missing label, fewer than two classes, a class without an image where the backbone takes
+                images, labels without words or descriptions for an adapter that reads them, or a bad argument of the
+                constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
         known = None if self.classes is None else _check_classes(self.classes)
@@ -143,9 +144,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         encoder = learner.model.encoder()
         check_examples(examples, encoder.kind)
+        if encoder.kind != "text":
+            _check_each_has_one(classes, labels, encoder.kind)
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        reads_names = learner.config.tells_names or known is not None
+        reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
         names = self._names(classes, learner.config) if reads_names else []
         inputs = encoder.collate(encode_with_names(encoder, examples, names))
         support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
@@ -299,6 +302,15 @@ def _check_classes(classes: Any) -> list[Any]:
     if len(set(known)) < 2:
         raise ValueError(f"classes={shown(classes)} must be at least 2 labels. Use a list of them, or leave it out.")
     return known
+
+
+def _check_each_has_one(classes: np.ndarray, labels: np.ndarray, kind: str) -> None:
+    without = [label for i, label in enumerate(classes.tolist()) if i not in labels]
+    if without:
+        raise ValueError(
+            f"The class {without[0]!r} has no {kind}, and the backbone takes {kind}s, among which no name can be read. "
+            f"Use at least 1 {kind} of each class, or leave the class out."
+        )
 
 
 def _check_label_texts(label_texts: Any) -> None:

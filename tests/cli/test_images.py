@@ -97,6 +97,17 @@ def test_other_examples_than_the_backbone_takes_are_one_error(folders, kind, exa
             fitted.predict(examples)
 
 
+@pytest.mark.parametrize(("n", "lost"), [(0, "bottom"), (1, "bottom"), (2, "top")])
+def test_a_class_without_an_image_is_one_error(folders, n, lost):
+    classes = ["top", "middle", "bottom"]
+    classifier = FewShotClassifier(model_name_or_path=folders["image"], device="cpu", classes=classes)
+    pictures, labels = [picture(label, 0) for label in (3, 6, 0)], ["middle", "bottom", "top"]
+    message = rf"The class '{lost}' has no image, .* no name can be read\. Use at least 1 image of each class"
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(pictures[:n], labels[:n])
+    assert classifier.fit(pictures, labels).predict(pictures).tolist() == labels
+
+
 def test_images_to_a_text_backbone_are_an_error_before_training(class_folders, bert_folder, tmp_path, capsys):
     from fewshot_nlp.cli.train import main
 

@@ -221,6 +221,12 @@ def _begin(args: FewShotTrainingArguments, history: Sequence[Report] = ()) -> No
 @_naming_damage
 def _read_own(trainer: FewShotTrainer, folder: Path) -> Checkpoint:
     checkpoint = read_checkpoint(folder)
+    step, last = checkpoint.state["global_step"], trainer.args.max_steps
+    if step > last:
+        raise ValueError(
+            f"{folder} is of step {step}, beyond max_steps={last}: nothing would be trained. Use a max_steps "
+            f"above {step}, or leave resume_from_checkpoint out to start anew."
+        )
     _check_same_run(checkpoint.progress["run"], _run_of(trainer), folder)
     _check_same_params(checkpoint.params, trainer.params, folder)
     return checkpoint

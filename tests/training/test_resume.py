@@ -313,6 +313,17 @@ def test_a_run_that_reached_its_last_step_can_be_made_longer(tmp_path):
     assert toy_trainer(tmp_path, **{**SAVING, "max_steps": 9}).train(resume_from_checkpoint=True).global_step == 9
 
 
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    toy_trainer(tmp_path, **SAVING).train()
+    shorter = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2}, resume_from_checkpoint="true")
+    message = r"checkpoint-7 is of step 7, beyond max_steps=2.*Use a max_steps above 7, or leave resume_from"
+    for begin in (lambda: resume.check_resumable(shorter), shorter.train):
+        with pytest.raises(ValueError, match=message):
+            begin()
+    again = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2})
+    assert again.train(resume_from_checkpoint=tmp_path / "checkpoint-2").global_step == 2
+
+
 def test_nothing_to_resume_from_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no sound checkpoint"):
         toy_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)

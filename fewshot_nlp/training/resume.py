@@ -162,9 +162,15 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
         return folder
     found = find_checkpoint(args.output_dir)
     if found is None and how == "true":
+        # What lies there is not replaced unasked, with auto neither.
+        leave = (
+            "in another output_dir, or in this one with overwrite_output_dir: true"
+            if _own_files(Path(args.output_dir))
+            else "or set it to auto, which does so by itself"
+        )
         raise ValueError(
             f"resume_from_checkpoint=true, and output_dir={args.output_dir!r} holds no sound checkpoint. Leave "
-            f"resume_from_checkpoint out to start anew, or set it to auto, which does so by itself."
+            f"resume_from_checkpoint out to start anew, {leave}."
         )
     return found
 
@@ -181,20 +187,27 @@ def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) 
                 f"output_dir={args.output_dir!r} holds {path.name}, a link by which the run might write to "
                 f"{path.resolve()}. Remove the link, or give another output_dir."
             )
-    is_adapter = (folder / CONFIG_NAME).exists()
-    if (folder / "config.json").exists() and not is_adapter:
+    if (folder / "config.json").exists() and not (folder / CONFIG_NAME).exists():
         raise ValueError(
             f"output_dir={args.output_dir!r} holds another model (config.json), which an adapter beside it would "
             f"break. Give another output_dir."
         )
-    found = [path.name for path in list_checkpoints(folder)] + [CONFIG_NAME] * is_adapter
+    found = _own_files(folder)
     same_names = [name for name in names if (folder / name).exists()]
     if (found or same_names) and not args.overwrite_output_dir and resume_folder(args, None) is None:
         held = f"another run ({found[-1]})" if found else f"files that the run would replace ({', '.join(same_names)})"
+        # With auto it has been looked for, and not found.
+        sound = str(args.resume_from_checkpoint).lower() != "auto" and find_checkpoint(folder) is not None
+        go_on = " set resume_from_checkpoint: true to go on," if sound else ""
         raise ValueError(
-            f"output_dir={args.output_dir!r} holds {held}. Give another output_dir, set resume_from_checkpoint: true "
-            f"to go on, or, to replace it, give overwrite_output_dir: true beside that output_dir."
+            f"output_dir={args.output_dir!r} holds {held}{'' if sound else ' and no sound checkpoint'}. Give another output_dir,{go_on} or, to replace it, "
+            f"give overwrite_output_dir: true beside that output_dir."
         )
+
+
+def _own_files(folder: Path) -> list[str]:
+    """What a run has left in ``folder``: checkpoints, sound or not, and its adapter."""
+    return [path.name for path in list_checkpoints(folder)] + [CONFIG_NAME] * (folder / CONFIG_NAME).exists()
 
 
 def clear_checkpoints(args: FewShotTrainingArguments, accelerator: Accelerator) -> None:

@@ -203,6 +203,26 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-7"]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint .* is damaged")
+@pytest.mark.parametrize("left", ["damaged checkpoints", "an adapter alone"])
+@pytest.mark.parametrize("how", [None, "auto", "true"])
+def test_where_nothing_is_sound_no_advice_leads_to_another_refusal(tmp_path, left, how):
+    if left == "an adapter alone":
+        (tmp_path / "fewshot_config.json").write_text("{}")
+    else:
+        toy_trainer(tmp_path, **SAVING).train()
+        for folder in list_checkpoints(tmp_path):
+            (folder / "manifest.json").write_text("{")
+    message = r"no sound checkpoint\..* another output_dir.*overwrite_output_dir"
+    with pytest.raises(ValueError, match=message) as refused:
+        toy_trainer(tmp_path, **SAVING, resume_from_checkpoint=how).train()
+    assert "resume_from_checkpoint: true" not in str(refused.value) and "auto" not in str(refused.value)
+    toy_trainer(tmp_path, **SAVING, overwrite_output_dir=True).train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]
+    for folder in list_checkpoints(tmp_path):
+        read_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("file", "message"), [("config.json", "another model"), ("fewshot_config.json", "overwrite_output_dir")]
 )

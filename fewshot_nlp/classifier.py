@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,21 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from fewshot_nlp.checks import shown
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
 from fewshot_nlp.data.encode import encode_with_names, labelled
-from fewshot_nlp.data.examples import check_examples, check_pairs, listed
+from fewshot_nlp.data.examples import (
+    check_classes,
+    check_each_has_one,
+    check_examples,
+    check_label_texts,
+    check_labels,
+    check_pairs,
+    listed,
+)
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
@@ -129,10 +136,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 constructor.
             FileNotFoundError, ImportError, OSError: the adapter or backbone cannot be loaded.
         """
-        known = None if self.classes is None else _check_classes(self.classes)
-        _check_label_texts(self.label_texts)
+        known = None if self.classes is None else check_classes(self.classes)
+        check_label_texts(self.label_texts)
         examples = listed(X, least=1 if known is None else 0)
-        classes, labels = _check_labels(y, len(examples), known)
+        classes, labels = check_labels(y, len(examples), known)
         _check_batch_size(self.batch_size)
         device = _check_device(self.device)
         adapter = self._load()
@@ -145,7 +152,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         encoder = learner.model.encoder()
         check_examples(examples, encoder.kind)
         if encoder.kind != "text":
-            _check_each_has_one(classes, labels, encoder.kind)
+            check_each_has_one(classes, labels, encoder.kind)
         learner.model.to(device)
         params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
         reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
@@ -292,65 +299,3 @@ def _in_words(classes: np.ndarray) -> list[str]:
                 f"or do without."
             )
     return [readable(label) for label in classes.tolist()]
-
-
-def _check_classes(classes: Any) -> list[Any]:
-    """The labels to tell apart; an iterator has them for the first fit alone, and a string is its letters."""
-    is_list = isinstance(classes, Iterable) and not isinstance(classes, str | bytes | Mapping | Iterator)
-    known = list(classes) if is_list and getattr(classes, "ndim", 1) == 1 else []
-    _check_types("classes", known)
-    if len(set(known)) < 2:
-        raise ValueError(f"classes={shown(classes)} must be at least 2 labels. Use a list of them, or leave it out.")
-    return known
-
-
-def _check_each_has_one(classes: np.ndarray, labels: np.ndarray, kind: str) -> None:
-    without = [label for i, label in enumerate(classes.tolist()) if i not in labels]
-    if without:
-        raise ValueError(
-            f"The class {without[0]!r} has no {kind}, and the backbone takes {kind}s, among which no name can be read. "
-            f"Use at least 1 {kind} of each class, or leave the class out."
-        )
-
-
-def _check_label_texts(label_texts: Any) -> None:
-    if label_texts is not None and not isinstance(label_texts, Mapping):
-        raise ValueError(f"label_texts={shown(label_texts)} must be a mapping. Use {{label: text}}, or leave it out.")
-
-
-def _check_types(name: str, labels: list[Any]) -> None:
-    """Raise ``ValueError`` unless ``labels`` are strings, or all of them numbers that stand for classes."""
-    for i, label in enumerate(labels):
-        place, remedy = f"{name}[{i}]={label!r}", "Use strings, integers or booleans."
-        if not isinstance(label, str | Integral | np.bool_ | float | np.floating):
-            raise ValueError(f"{place} is of type {type(label).__name__}. {remedy}")
-        if isinstance(label, float | np.floating) and not float(label).is_integer():
-            problem = "missing" if np.isnan(label) else "continuous"
-            raise ValueError(f"Unknown label type: {place} is {problem}. {remedy}")
-    if len({isinstance(label, str) for label in labels}) > 1:
-        raise ValueError(f"{name} mixes strings and numbers. Use labels of one type.")
-
-
-def _check_labels(y: Any, n: int, known: list[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted classes ``[n_classes]``, and the class number of each label, int64 ``[n]``; ``known``: all classes."""
-    if y is None:
-        raise ValueError("FewShotClassifier requires y to be passed, but the target y is None. Pass one label a text.")
-    if isinstance(y, str | bytes | Mapping | Set) or not isinstance(y, Iterable):
-        raise ValueError(f"y={y!r} must be a list, array or column of labels, one a text.")
-    # A list is read before NumPy sees it: it turns [1, "a"] into strings, and NaN beside strings into "nan".
-    labels = column_or_1d(np.asarray(y), warn=True) if hasattr(y, "ndim") else list(y)
-    if len(labels) != n:
-        raise ValueError(f"X and y have unequal lengths, {n} and {len(labels)}. Pass one label a text.")
-    if known is not None:
-        unknown = [label for label in labels if label not in known]
-        if unknown:
-            raise ValueError(f"The label {unknown[0]!r} is none of classes={known}. Add it, or leave classes out.")
-        labels = [*labels, *known]
-    _check_types("y", labels)
-    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
-    if classes.tolist() != sorted(set(labels)):
-        # NumPy cuts null characters off the ends of strings, and rounds large integers of unlike signs.
-        classes, numbers = np.unique(np.asarray(labels, dtype=object), return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"y has only one class, {classes.tolist()[0]!r}. Pass examples of at least 2 classes.")
-    return classes, numbers[:n].astype(np.int64)

@@ -200,8 +200,8 @@ def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) 
         sound = str(args.resume_from_checkpoint).lower() != "auto" and find_checkpoint(folder) is not None
         go_on = " set resume_from_checkpoint: true to go on," if sound else ""
         raise ValueError(
-            f"output_dir={args.output_dir!r} holds {held}{'' if sound else ' and no sound checkpoint'}. Give another output_dir,{go_on} or, to replace it, "
-            f"give overwrite_output_dir: true beside that output_dir."
+            f"output_dir={args.output_dir!r} holds {held}{'' if sound else ' and no sound checkpoint'}. Give another "
+            f"output_dir,{go_on} or, to replace it, give overwrite_output_dir: true beside that output_dir."
         )
 
 

@@ -44,7 +44,8 @@ def stop_if_lost(trainer: FewShotTrainer) -> None:
         saved = f"Step {trainer.state.global_step} is saved. "
     raise FloatingPointError(
         f"{trainer.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the warnings name their "
-        f"episodes. {saved}Lower inner_learning_rate or learning_rate."
+        f"episodes. {saved}Start anew with a lower inner_learning_rate or learning_rate, in another output_dir or with "
+        f"overwrite_output_dir: true; a run that is resumed keeps its own."
     )
 
 

@@ -7,6 +7,7 @@ Python.
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -109,8 +110,11 @@ def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, and settings at most {MAX_BYTES:,}. Is it one?")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Settings)
+    except yaml.MarkedYAMLError as error:
+        # Its own words, and whoever prints it, quote the line, which may hold a token.
+        raise ValueError(f"{path} is not valid YAML: {_problem(error)}. Repair that line.") from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # The others come from values that look like dates or numbers and are none, and from endless brackets.
+        # From bytes that are no text, tags that do not fit, and endless brackets.
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -122,6 +126,19 @@ def read_yaml(path: str | Path, known: Sequence[str] = NAMES) -> dict[str, Any]:
     return content
 
 
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong and where, without what stands there."""
+    words = ", ".join(part for part in (error.context, error.problem) if part)
+    mark = error.problem_mark or error.context_mark
+
+    def public(quoted: re.Match[str]) -> str:
+        # A sign, a kind of token such as <scalar>, and the name of a setting are.
+        return quoted[0] if len(quoted[2]) < 3 or quoted[2][0] == "<" or quoted[2] in NAMES else "..."
+
+    said = re.sub(r"(['\"])(.*?)\1", public, words)
+    return said if mark is None else f"{said}, line {mark.line + 1}, column {mark.column + 1}"
+
+
 class _Settings(yaml.SafeLoader):
     """PyYAML's safe loader without aliases, by which a few lines can say more than memory holds, and with an error in
     place of the last of two equal keys."""
@@ -131,6 +148,14 @@ class _Settings(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            # From values that look like dates or numbers and are none.
+            problem = f"the value is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from dataclasses import fields
 
 import pytest
@@ -140,6 +142,27 @@ def test_command_line_values(yaml_file, argv, name, value):
 def test_bad_yaml_is_one_error(yaml_file, text, message):
     with pytest.raises(ValueError, match=message):
         parse([], yaml_file(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hub_token: hidden: x", "mapping values are not allowed here, line 1, column 18"),
+        ("seed: 1\nhub_token: 'hidden", "found unexpected end of stream, line 2, column 19"),
+        ("hub_token: [hidden", "expected ',' or ']', but got '<stream end>', line 1, column 19"),
+        ("hub_token: !hidden x", "could not determine a constructor for the tag ..., line 1, column 12"),
+        ("hub_token: !hidden!a x", "found undefined tag handle ..., line 1, column 12"),
+        ("hub_token: &hidden\nseed: &hidden 3", "found duplicate anchor ...; first occurrence"),
+        ("hub_token: !!bool hidden", "the value is no bool, line 1, column 12"),
+        ("hub_token: !!int hidden", "the value is no int, line 1, column 12"),
+        ("hub_token: hidden\nseed: 2024-99-99", "the value is no timestamp, line 2, column 7"),
+    ],
+)
+def test_bad_yaml_is_placed_and_not_quoted(yaml_file, text, message):
+    """Its line may hold a token, which no traceback may show either."""
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        parse([], yaml_file(text))
+    assert "hidden" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     try:
         if recipe == "plan":
             return plan.main(given)
-        run = prepare(parse(given, recipe), command)
+        with leaving_at_once("left while the run was prepared; nothing was trained yet."):
+            run = prepare(parse(given, recipe), command)
     except (ValueError, OSError, ImportError) as error:
         # Bad input has one line to say; where in the code it was found does not help.
         raise refusal(error) from error

@@ -62,6 +62,26 @@ def test_sigterm_leaves_and_the_same_command_goes_on(tiny, tmp_path, whole, monk
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == whole[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", ["load_pools_from_config", "build_learner", "check_resumable"])
+def test_a_signal_before_training_leaves_in_one_line(tiny, tmp_path, monkeypatch, capsys, number, at):
+    loaded = getattr(train, at)
+
+    def told_to_leave(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return loaded(*args, **kwargs)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(train, at, told_to_leave)
+    with pytest.raises(SystemExit) as left:
+        main([*tiny, *SAVING])
+    assert left.value.code == 128 + number and signal.getsignal(number) == before
+    said = capsys.readouterr().err
+    name = signal.Signals(number).name
+    assert said.endswith(f"\n{name}: left while the run was prepared; nothing was trained yet.\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_go_away_are_one_line(tiny, tmp_path, monkeypatch):
     reads = []
 

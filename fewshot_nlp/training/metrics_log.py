@@ -20,12 +20,12 @@ def append_report(output_dir: str | Path, report: Report) -> None:
     """Add one line and see it to the disk.
 
     Raises:
-        OSError: a disk that is full or cannot be written.
+        OSError: a disk that is full or cannot be written, or a link in place of the file.
     """
     path = Path(output_dir) / METRICS
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=_no_link) as file:
             # A process that was killed, or a disk that was full, may have left half a line.
             start = b"\n" if file.tell() and not _ends_a_line(path) else b""
             line = start + json.dumps(report).encode() + b"\n"
@@ -64,6 +64,11 @@ def read_reports(output_dir: str | Path) -> list[Report]:
         if isinstance(report, dict) and "step" in report:
             found[report["step"], frozenset(report)] = report
     return sorted(found.values(), key=lambda report: report["step"])
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file that is no link, by which a folder of somebody else's could have another file written to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -67,3 +68,14 @@ def test_history_is_written_only_where_there_is_no_log(tmp_path):
     assert [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()] == history
     start_reports(tmp_path)
     assert not (tmp_path / METRICS).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system cannot tell a link when it opens one")
+def test_a_link_is_not_written_through(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    folder.mkdir()
+    outside.write_text("theirs\n")
+    (folder / METRICS).symlink_to(outside)
+    with pytest.raises(OSError, match="cannot be written"):
+        append_report(folder, {"step": 1, "loss": 0.5})
+    assert outside.read_text() == "theirs\n"

@@ -141,7 +141,7 @@ LEARNERS = {
     "anil, blank": speaks("anil", "cloze", inner_learning_rate=0.02),
     "reptile, blank": speaks("reptile", "cloze", exact=False, inner_learning_rate=0.02),
     "protonet, blank, prompt": speaks("protonet", "cloze", adapter="prompt_tuning"),
-    "maml, phrases": speaks("maml", "phrase"),
+    "maml, phrases": speaks("maml", "phrase", inner_learning_rate=0.02),
     "maml, phrases, prompt": speaks("maml", "phrase", adapter="prompt_tuning"),
     "anil, phrases": speaks("anil", "phrase"),
     "reptile, phrases": speaks("reptile", "phrase", exact=False),

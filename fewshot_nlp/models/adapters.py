@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from fewshot_nlp.checks import shown
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.models.backbone import cache_argument
 from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
@@ -129,11 +129,11 @@ def fit_prompt(module: Any, settings: Any) -> None:
     settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
     settings.num_layers = module.config.num_hidden_layers
     settings.num_attention_heads = module.config.num_attention_heads
-    if prefix and "past_key_values" not in inspect.signature(module.forward).parameters:
+    if prefix and cache_argument(module) is None:
         raise ValueError(
-            f"Prefix tuning needs a backbone that takes past_key_values; {type(module).__name__}, of model type "
-            f"{module.config.model_type!r}, does not, and would ignore the prefix. Use adapter='prompt_tuning' or "
-            f"'lora'."
+            f"Prefix tuning needs a backbone that takes keys and values of earlier tokens; {type(module).__name__}, of "
+            f"model type {module.config.model_type!r}, does not, and would ignore the prefix. Use "
+            f"adapter='prompt_tuning' or 'lora'."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -64,6 +65,15 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 # transformers' public way to bring an attention of one's own: models are loaded with this name.
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """What ``module`` calls the keys and values of earlier tokens; ``None`` where it takes none.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache``, in arguments and in outputs.
+    """
+    known = inspect.signature(module.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), None)
 
 
 def converted_folder(name_or_path: str) -> Path:

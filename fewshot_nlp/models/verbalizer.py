@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_nlp.functional.call import input_of
+from fewshot_nlp.models.backbone import cache_argument
 from fewshot_nlp.models.pooling import is_causal, pool
 from fewshot_nlp.types import NAMES
 
@@ -115,13 +116,16 @@ class CausalVoice(Voice):
         scores = after[:, words[:, 0]]
         long = (real.sum(dim=1) > 1).nonzero()[:, 0]
         if len(long):
-            rest = self._rest(bare, first.past_key_values, mask, words[long], real[long])
+            rest = self._rest(bare, first, mask, words[long], real[long])
             scores = scores.index_add(1, long, rest)
         return scores / real.sum(dim=1)
 
-    def _rest(self, bare: Any, cache: Any, mask: Tensor, words: Tensor, real: Tensor) -> Tensor:
-        """Log-likelihood ``[n, names]`` of all tokens but the first of each name, after the texts in ``cache``."""
-        n, count = len(mask), len(words)
+    def _rest(self, bare: Any, first: Any, mask: Tensor, words: Tensor, real: Tensor) -> Tensor:
+        """Log-likelihood ``[n, names]`` of all tokens but the first of each name, after the texts that ``first``, an
+        output of the model, is of."""
+        n, count, argument = len(mask), len(words), cache_argument(bare)
+        assert argument is not None, "a causal model goes on from a text"
+        cache = getattr(first, argument)
         cache.batch_repeat_interleave(count)
         # What stands before the texts, such as a soft prompt, was never padded.
         before = cache.get_seq_length() - mask.shape[1]
@@ -133,7 +137,7 @@ class CausalVoice(Voice):
             input_ids=given,
             attention_mask=torch.cat([seen, real[:, :-1].repeat(n, 1)], dim=1),
             position_ids=places,
-            past_key_values=cache,
+            **{argument: cache},
         ).logits
         found = logits.log_softmax(dim=-1).gather(2, follow[..., None])[..., 0]
         return (found * known).sum(dim=1).view(n, count)

@@ -50,7 +50,7 @@ PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
 NO_CACHE = ("distilbert", "deberta-v2", "mpnet", "modernbert", "albert")
 #: Why a pair is refused, and what the message offers instead, by family and adapter.
 REFUSED: dict[tuple[str, str], str] = {
-    **{(name, "prefix_tuning"): "takes past_key_values; .* does not.*Use adapter='prompt_tuning'" for name in NO_CACHE},
+    **{(name, "prefix_tuning"): "earlier tokens; .* does not.*Use adapter='prompt_tuning'" for name in NO_CACHE},
     **{
         (name, adapter): "takes pixel_values. Use adapter='lora'"
         for name, family in FAMILIES.items()

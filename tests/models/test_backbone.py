@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.models import FewShotModel, load_backbone, packaged_backbone
 from fewshot_nlp.models import backbone as backbone_module
+from fewshot_nlp.models.backbone import cache_argument
 from tests.tiny import HIDDEN, random_batch
 
 offline = [
@@ -74,6 +76,20 @@ def test_it_can_be_differentiated_twice_where_the_fused_kernel_cannot(bert_folde
     fused = AutoModel.from_pretrained(bert_folder, attn_implementation="sdpa").eval()
     with pytest.raises(RuntimeError, match=r"derivative for .*scaled_dot_product.* is not implemented"):
         second_derivative(fused, inputs)
+
+
+def test_keys_and_values_have_the_name_that_the_model_has_for_them(bert_folder):
+    class Before(nn.Module):
+        def forward(self, input_ids, past_key_values=None): ...
+
+    class Since(nn.Module):
+        def forward(self, input_ids, cache=None): ...
+
+    class Without(nn.Module):
+        def forward(self, input_ids): ...
+
+    assert [cache_argument(each()) for each in (Before, Since, Without)] == ["past_key_values", "cache", None]
+    assert cache_argument(load_backbone(bert_folder)[0]) in ("past_key_values", "cache")
 
 
 def test_attention_drops_out_in_training_mode_only(bert_folder):

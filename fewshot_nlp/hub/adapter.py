@@ -251,7 +251,10 @@ def _read_params(folder: Path, learner: BaseLearner) -> dict[str, Tensor]:
             load_adapter(module, folder)
             params = {**model.init_params(), **params}
     elif model.trainable:
-        params = {**_read_backbone(folder, model.module), **params}
+        # Where some layers alone were trained, the others are the backbone's own.
+        frozen = {f"{PREFIX}{name}" for name, _ in model.module.named_parameters()} - start.keys()
+        whole = _read_backbone(folder, model.module)
+        params = {**{name: tensor for name, tensor in whole.items() if name not in frozen}, **params}
     check_tensors(params, start, str(folder), model.module)
     return {name: params[name].to(start[name].dtype) for name in start}
 

@@ -71,6 +71,14 @@ def test_round_trip_to_the_bit(bert_folder, tmp_path, adapter):
     assert second.config == first.config and second.info == info
 
 
+def test_a_model_of_which_some_layers_were_trained_comes_back(bert_folder, tmp_path):
+    first = trained(settings(bert_folder, "full", layers_to_train=[1]))
+    first.save_pretrained(tmp_path)
+    second = FewShotAdapter.from_pretrained(tmp_path)
+    same(first.params, second.params)
+    assert torch.equal(logits(first), logits(second))
+
+
 @pytest.mark.parametrize("adapter", SETTINGS)
 def test_saving_and_loading_leave_the_baseline_untrained(bert_folder, tmp_path, adapter):
     first = trained(settings(bert_folder, adapter))

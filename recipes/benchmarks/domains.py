@@ -64,6 +64,7 @@ def accuracies(arguments: list[str], folder: Path, classes: str) -> dict[str, di
         kind: {name: run.trainer.evaluate_on(specs, learner).accuracies for name, specs in tasks.items()}
         for kind, learner in (("trained", None), ("untrained", untrained))
     }
+    folder.mkdir(parents=True, exist_ok=True)  # a run that saves nothing leaves no folder
     kept.write_text(json.dumps({"settings": known, "accuracies": found}) + "\n", encoding="utf-8")
     return found
 

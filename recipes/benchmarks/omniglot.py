@@ -11,8 +11,9 @@ some minutes of one thread a method, where the papers take hours of a GPU; there
 times that with rotations), not 1,200. So figures are below the published ones, and compare among themselves.
 
 Transductive runs normalise with the statistics of the batch at hand, the queries among it, as the published figures of
-MAML and its kin do; the others normalise each image alone. Runs that are already in --output_dir are read, not
-repeated. Further settings go to all runs. Most settings are first guesses; Reptile's were chosen on validation classes.
+MAML and its kin do; the others normalise each image alone. Untrained are the class means of the network before it is
+trained, on the same episodes. Runs that are already in --output_dir are read, not repeated. Further settings go to all
+runs. Most settings are first guesses; Reptile's were chosen on validation classes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import hashlib
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -28,6 +30,9 @@ import torch
 from runs import interval, measured
 
 from fewshot_nlp import EpisodeReader, EpisodeSampler, FewShotAdapter, evaluate, load_pools
+from fewshot_nlp.learners import FrozenPrototypes
+from fewshot_nlp.models import FewShotModel
+from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.models.scratch import Conv4Config, Conv4Model
 
 FILTERS = 32
@@ -77,15 +82,20 @@ def at_20_way(folder: Path, dataset: str) -> dict:
     """The trained model of ``folder`` on 20-way episodes, as many as it had of 5-way ones; measured once."""
     results, path = folder / "results.json", folder / "20_way.json"
     run = hashlib.sha256(results.read_bytes()).hexdigest()
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["run"] == run:
-        return found
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["run"] == run and "untrained" in found:
+            return found
     told = json.loads(results.read_text(encoding="utf-8"))["protocol"]
     adapter, pool = FewShotAdapter.from_pretrained(folder), load_pools(dataset)["test"]
     sampler = EpisodeSampler(pool, n_way=WAYS, k_shot=1, n_query=told["n_query"], seed=told["seed"])
     reader = EpisodeReader(pool, adapter.learner.model.encoder())
-    result = evaluate(adapter.learner, adapter.params, [sampler[i] for i in range(told["episodes"])], reader)
+    tasks = [sampler[i] for i in range(told["episodes"])]
+    result = evaluate(adapter.learner, adapter.params, tasks, reader)
+    untrained = FrozenPrototypes(FrozenFeatures(FewShotModel.build(adapter.learner.config)))
     mean, ci95, episodes = result.accuracy, result.interval.ci95, len(result)
     found = {"run": run, "accuracy": mean, "ci95": ci95, "episodes": episodes, "seed": told["seed"]}
+    found["untrained"] = asdict(evaluate(untrained, {}, tasks, reader).interval)
     found |= {"adapt_seconds": result.adapt_seconds / episodes, "predict_seconds": result.predict_seconds / episodes}
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
@@ -102,8 +112,10 @@ def row(name: str, chosen: argparse.Namespace, extra: list[str]) -> list[str]:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     protocol, training = results["protocol"], results["training"]
     cells = [name, "yes" if protocol["transductive"] else "no"]
-    for found, figure in zip((five, twenty), published, strict=True):
-        cells += [interval(found["accuracy"], [found["ci95"] or 0.0]), "" if figure is None else f"{figure:.1f}"]
+    before = (five["baselines"]["prototypes"]["accuracy"], twenty["untrained"]["mean"])
+    for found, start, figure in zip((five, twenty), before, published, strict=True):
+        cells += [interval(found["accuracy"], [found["ci95"] or 0.0]), f"{100 * start:.1f}"]
+        cells.append("" if figure is None else f"{figure:.1f}")
     milliseconds = 1000 * (twenty["adapt_seconds"] + twenty["predict_seconds"])
     cells += [f"{training['episodes']:,}", f"{training['train_runtime']:.0f}", f"{milliseconds:.0f}"]
     return [*cells, f"{five['episodes']}, seed {protocol['seed']}"]
@@ -118,8 +130,8 @@ def main() -> None:
     chosen, extra = parser.parse_known_args()
     if not Path(chosen.dataset_name).is_dir():
         raise SystemExit(f"error: {chosen.dataset_name} does not exist. Run data_scripts/omniglot.py first.")
-    titles = ["method", "transductive", "5-way", "published", "20-way", "published", "training tasks", "seconds"]
-    titles += ["ms a 20-way task", "test episodes"]
+    titles = ["method", "transductive", "5-way", "untrained", "published", "20-way", "untrained", "published"]
+    titles += ["training tasks", "seconds", "ms a 20-way task", "test episodes"]
     rows = []
     for name in chosen.methods:
         rows.append(row(name, chosen, extra))

@@ -133,7 +133,9 @@ def test_each_method_is_trained_once_and_stands_in_the_table(benchmark, tmp_path
     table = capsys.readouterr().out.split("\n| method")[-1]
     rows = {cells[1].strip(): cells for line in table.splitlines() if len(cells := line.split("|")) > 10}
     assert rows["protonet"][2].strip() == "no" and rows["maml"][2].strip() == "yes"
-    assert rows["maml"][4].strip() == "98.7" and rows["maml"][6].strip() == "95.8"
+    assert rows["maml"][5].strip() == "98.7" and rows["maml"][8].strip() == "95.8"
+    before = json.loads((tmp_path / "out" / "maml" / "20_way.json").read_text())["untrained"]
+    assert 0 <= before["mean"] <= 1 and rows["maml"][7].strip() == f"{100 * before['mean']:.1f}"
     assert json.loads((tmp_path / "out" / "maml" / "20_way.json").read_text())["episodes"] == 2
     card = (tmp_path / "out" / "maml" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "text" not in card.split("---")[2]

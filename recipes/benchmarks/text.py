@@ -21,7 +21,7 @@ from runs import Table, add, measured, print_table
 RECIPES = Path(__file__).parents[1]
 LEARNERS = sorted(path.stem for path in (RECIPES / "learners").glob("*.yaml"))
 COMMON = (
-    "--lora_layers_to_transform 5 --max_steps 60 --eval_steps 30 --eval_episodes 50 --disable_tqdm true "
+    "--eval_n_way 5 --lora_layers_to_transform 5 --max_steps 60 --eval_steps 30 --eval_episodes 50 --disable_tqdm true "
     "--duplicates keep --cpu_threads 1"
 )
 

@@ -31,7 +31,6 @@ from runs import interval, measured
 
 from fewshot_nlp import EpisodeReader, EpisodeSampler, FewShotAdapter, evaluate, load_pools
 from fewshot_nlp.learners import FrozenPrototypes
-from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.models.scratch import Conv4Config, Conv4Model
 
@@ -92,7 +91,7 @@ def at_20_way(folder: Path, dataset: str) -> dict:
     reader = EpisodeReader(pool, adapter.learner.model.encoder())
     tasks = [sampler[i] for i in range(told["episodes"])]
     result = evaluate(adapter.learner, adapter.params, tasks, reader)
-    untrained = FrozenPrototypes(FrozenFeatures(FewShotModel.build(adapter.learner.config)))
+    untrained = FrozenPrototypes(FrozenFeatures(adapter.learner.model))
     mean, ci95, episodes = result.accuracy, result.interval.ci95, len(result)
     found = {"run": run, "accuracy": mean, "ci95": ci95, "episodes": episodes, "seed": told["seed"]}
     found["untrained"] = asdict(evaluate(untrained, {}, tasks, reader).interval)

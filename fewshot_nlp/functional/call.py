@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fewshot_nlp.functional.twice import ClosedForms
 from fewshot_nlp.types import Params
 
 
@@ -33,7 +34,7 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
     the backward pass is computed with ``params`` again.
     """
     check_names(params, set(names))
-    with _checkpointing(module, params):
+    with _checkpointing(module, params), ClosedForms():
         return torch.func.functional_call(module, dict(params), kwargs=inputs)
 
 
@@ -41,7 +42,7 @@ def run(module: nn.Module, names: tuple[str, ...], params: Params, function: Cal
     """``function()``, which calls ``module`` or its parts as it likes, under the same terms as ``call``."""
     check_names(params, set(names))
     values = {f"module.{name}": value for name, value in params.items()}
-    with _checkpointing(module, params):
+    with _checkpointing(module, params), ClosedForms():
         return torch.func.functional_call(_Within(module), values, (function, ()))
 
 
@@ -95,7 +96,9 @@ def _checkpointing(module: nn.Module, params: Params) -> Iterator[None]:
     def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def run(*tensors: Any) -> Any:
             values = {f"module.{name}": value for name, value in zip(names, tensors, strict=False)}
-            return torch.func.functional_call(within, values, (function, tensors[len(names) :]))
+            # The backward pass, where this runs again, may be in a thread of its own.
+            with ClosedForms():
+                return torch.func.functional_call(within, values, (function, tensors[len(names) :]))
 
         return checkpoint(run, *params.values(), *args, use_reentrant=False, **kwargs)
 

@@ -17,7 +17,7 @@ from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
-from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves, meta_gradient
+from fewshot_nlp.functional.outer import Carry, Link, adapt, leaf, leaves, meta_gradient
 from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.models.model import NAME_TOKENS, PREFIX, FewShotModel
@@ -150,8 +150,10 @@ class GradientLearner(BaseLearner):
             if self.asks:
                 batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
             theta = leaves(self.init_params())
-            link = self.links(batch)[0]
-            counted = graph_bytes(lambda: link(theta, None, True), self.model.module.parameters())
+            # The second step, where there is one: from a blind head, the first one keeps less.
+            *before, link = self.links(batch)[:2]
+            carry = adapt(before, theta).map(leaf) if before else None
+            counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
             self._bytes_per_input = counted / _inputs(batch)
         inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
         return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
@@ -189,7 +191,9 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
-        grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact)
+        # A blind head's first step moves the head alone.
+        blind = carry is None and self.head.fast and self.head.blind
+        grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact, blind=blind)
         if self.config.proximal and carry is not None:
             start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
             grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
@@ -207,9 +211,12 @@ class GradientLearner(BaseLearner):
         return {**body, **made}, features
 
     def _inner_gradient(
-        self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool
+        self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool, blind: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradient of the support loss with respect to ``fast``, under which ``features`` were made; and the loss."""
+        """Gradient of the support loss with respect to ``fast``, under which ``features`` were made; and the loss.
+
+        ``blind``: the loss is the same whatever the features, so that nothing goes back through them.
+        """
         # The head may have been made from these very features. A view parts the loss's direct path from that one, so
         # that the first step needs no second forward pass.
         seen = features.view_as(features)
@@ -218,8 +225,9 @@ class GradientLearner(BaseLearner):
         body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
         own = [value for name, value in fast.items() if name not in body]
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
-        if not body:
-            return dict(zip(fast, torch.autograd.grad(loss, own, **options), strict=True)), loss
+        if not body or blind:
+            grads = [*map(torch.zeros_like, body.values()), *torch.autograd.grad(loss, own, **options)]
+            return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), loss
         pull, *grads = torch.autograd.grad(loss, [seen, *own], **options)
         # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
         grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *grads]

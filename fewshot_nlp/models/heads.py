@@ -31,6 +31,11 @@ class Head(Protocol):
     #: Whether the inner loop changes the state itself (linear) or the state follows from the features (prototype).
     fast: bool
 
+    @property
+    def blind(self) -> bool:
+        """Whether what it starts as gives all features the same logits, whatever the parameters."""
+        ...
+
     def init_params(self) -> dict[str, Tensor]: ...
 
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]: ...
@@ -75,7 +80,7 @@ def centres(config: FewShotConfig, params: Params, features: Tensor, labels: Ten
 class PrototypeHead:
     """Nearest class mean (Snell et al. 2017): ``s · cos(f, c)``, or ``-s · |f - c|²``, with ``s`` learned."""
 
-    fast = False
+    fast, blind = False, False
 
     def __init__(self, config: FewShotConfig) -> None:
         self.config = config
@@ -112,6 +117,13 @@ class LinearHead:
 
     def __init__(self, config: FewShotConfig) -> None:
         self.config = config
+
+    @property
+    def blind(self) -> bool:
+        # A head that starts from zero, but for one that starts or answers in a way of its own.
+        own = type(self)
+        plain = own.start is LinearHead.start and own.logits is LinearHead.logits
+        return plain and self.config.head_init == "zero"
 
     def init_params(self) -> dict[str, Tensor]:
         return own_params(self.config)
@@ -181,7 +193,7 @@ class RegressionHead:
     """
 
     def __init__(self, size: int, fast: bool = True) -> None:
-        self.size, self.fast = size, fast
+        self.size, self.fast, self.blind = size, fast, False
 
     def init_params(self) -> dict[str, Tensor]:
         return {WEIGHT: torch.zeros(1, self.size), BIAS: torch.zeros(1)}

@@ -299,10 +299,10 @@ def test_the_trunk_below_an_adapter_changes_no_gradient(bert_folder, monkeypatch
     monkeypatch.setattr("fewshot_nlp.models.model.find_trunk", lambda *_, **__: None)
     assert_equal(found, grads())
     # Every text goes through it once, in groups that are filled up, with one more on which memory is counted; without
-    # it, the support set in each of three steps, and a batch of eight to count on.
+    # it, the support set in each of three steps, and a batch of eight to count on in two steps.
     support, query = sum(COUNTS), 2 * len(COUNTS)
     assert once <= sum(-(-texts // ROWS) * ROWS for texts in (support, query, 1))
-    assert sum(runs) == 3 * support + query + 8
+    assert sum(runs) == 3 * support + query + 2 * 8
 
 
 @pytest.mark.parametrize("chunk", [1, 2, None])
@@ -463,3 +463,19 @@ def test_where_exactness_is_impossible_it_is_said(bert_folder):
     )
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("head_init", "steps", "back"), [("zero", 1, 0), ("zero", 3, 2), ("prototype", 1, 1)])
+def test_the_first_step_from_a_head_of_zeros_does_not_go_back_through_the_backbone(bert_folder, head_init, steps, back):
+    learner, params = learner_and_params(bert_folder, head_init=head_init, inner_steps=steps)
+    passes: list[int] = []
+
+    def watch(layer, args, output):
+        output.register_hook(lambda grad: passes.append(1))
+
+    learner.model.module.base_model.model.encoder.layer[-1].register_forward_hook(watch)
+    state = learner.adapt(params, random_episode(COUNTS).support)
+    # A pass for each of two buckets of length, at most.
+    assert back <= len(passes) <= 2 * back
+    moved = [name for name in state if name in params and not torch.equal(state[name], params[name])]
+    assert bool(moved) == bool(back) and state["head.weight"].abs().sum() > 0

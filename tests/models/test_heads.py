@@ -86,6 +86,16 @@ def test_a_linear_head_at_zero_knows_nothing():
     assert torch.equal(answer(head(head="linear", head_init="zero")), torch.zeros(4, 3).double())
 
 
+def test_blind_is_a_head_whose_start_says_nothing_of_the_features():
+    class Other(LinearHead):
+        def start(self, *args):
+            return {name: value + 1 for name, value in super().start(*args).items()}
+
+    config = FewShotConfig(head_init="zero")
+    assert head(head_init="zero").blind and not Other(config).blind
+    assert not any(each.blind for each in (head(), head(head="prototype"), head(task="regression")))
+
+
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_linear_logits(distance):
     linear = head(head="linear", distance=distance)

@@ -283,18 +283,18 @@ def useful_operations(setting: str, episodes: list[Episode]) -> float:
     return total
 
 
-def run(lengths: list[int], turns: int, settings: list[str]) -> list[Row]:
+def run(lengths: list[int], turns: int, settings: list[str], contenders: list[str]) -> list[Row]:
     episodes, rate, rows = build_episodes(lengths), product_rate(), []
     print(f"one large product: {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads", flush=True)
     for setting in settings:
         exact = plain_loop(setting, episodes, torch.float64)()
         norm = torch.sqrt(sum(value.square().sum() for value in exact.values()))
         ready: dict[str, Gradient] = {}
-        for name, build in CONTENDERS.items():
+        for name in contenders:
             row = Row(SETTINGS[setting], name)
             rows.append(row)
             try:
-                ready[name] = build(setting, episodes, torch.float32)
+                ready[name] = CONTENDERS[name](setting, episodes, torch.float32)
             except (ImportError, CannotTake) as error:
                 row.note = str(error)
         times: dict[str, list[float]] = {name: [] for name in ready}
@@ -305,7 +305,7 @@ def run(lengths: list[int], turns: int, settings: list[str]) -> list[Row]:
                 found[name] = gradient()
                 if turn:
                     times[name].append(time.perf_counter() - start)
-        for row in rows[-len(CONTENDERS) :]:
+        for row in rows[-len(contenders) :]:
             if row.contender not in ready:
                 continue
             own = times[row.contender]
@@ -357,6 +357,7 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("equal", "real"), default="equal", help="16 tokens each, or as in a file")
     parser.add_argument("--data_file", type=Path, help="jsonl with a text a line, for --lengths real")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="CONTENDER")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("output/meta_step.json"))
@@ -369,7 +370,9 @@ def main() -> None:
     if chosen.lengths == "real" and chosen.data_file is None:
         parser.error("--lengths real needs --data_file, a jsonl file with a text a line")
     lengths = [16] if chosen.lengths == "equal" else real_lengths(chosen.data_file)
-    rows = run(lengths, chosen.turns, chosen.settings)
+    # All are compared to the plain loop.
+    contenders = list(dict.fromkeys(["plain loop", *chosen.contenders]))
+    rows = run(lengths, chosen.turns, chosen.settings, contenders)
     print("\n" + table(rows))
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")

@@ -7,7 +7,7 @@ loops, and of episodes that come back to the same texts or images, is then below
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,17 +82,21 @@ class Trunk:
         self._weights = [value for value in module.parameters() if id(value) not in above]
 
     @contextmanager
-    def skipped(self, inputs: dict[str, Tensor], precision: str = "") -> Iterator[None]:
+    def skipped(
+        self, inputs: dict[str, Tensor], precision: str = "", lay: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[None]:
         """A block in which the module, called with ``inputs``, starts at the first trained layer.
 
         Args:
-            inputs: of the call.
+            inputs: of the call; or what they were before ``lay``.
             precision: names what else decides how the trunk computes, such as autocast.
+            lay: how the call lays out what is ``[n, length, ...]`` in ``inputs``, if in another way.
         """
         hidden = self._output(inputs, self._address(precision)) if self.works else None
         if hidden is None:
             yield
             return
+        hidden = lay(hidden) if lay else hidden
         output = hidden if self._empty is None else (hidden, *[None] * self._empty)
         below, begun = [self.layers[i] for i in range(self.depth)], list[bool]()
         hook = self.layers[self.depth].register_forward_pre_hook(lambda *_: begun.append(True))

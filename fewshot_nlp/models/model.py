@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,8 @@ from fewshot_nlp.models.adapters import bare_model, build_adapter, without_adapt
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
 from fewshot_nlp.models.norm import is_transductive, set_batch_norm
-from fewshot_nlp.models.pooling import find_pooling, pool, pool_image, right_padded
+from fewshot_nlp.models.packing import Packing, can_pack, packing_for
+from fewshot_nlp.models.pooling import find_pooling, is_causal, pool, pool_image, right_padded
 from fewshot_nlp.models.positions import position_limit
 from fewshot_nlp.models.verbalizer import TEMPLATES, find_voice
 from fewshot_nlp.types import NAMES, Params, split_names
@@ -172,39 +173,46 @@ class FewShotModel:
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
         names, values = (*self.trainable, *frozen), {**body, **frozen}
 
-        def below(part: dict[str, Tensor]) -> AbstractContextManager[None]:
+        def below(part: dict[str, Tensor], packing: Packing | None) -> AbstractContextManager[None]:
             # Dropout draws anew in every pass, also below.
             trunk = None if self.module.training or frozen else self.trunk
-            return trunk.skipped(part, self._precision()) if trunk else nullcontext()
+            lay = packing.pack if packing else None
+            return trunk.skipped(part, self._precision(), lay) if trunk else nullcontext()
 
-        def read(part: dict[str, Tensor]) -> Tensor:
-            with below(part):
-                return self._pool(call(self.module, names, values, **part), part)
+        def read(part: dict[str, Tensor], packing: Packing | None) -> Tensor:
+            with below(part, packing):
+                return self._pool(call(self.module, names, values, **self._laid(part, packing)), part, packing)
 
-        def speak(part: dict[str, Tensor]) -> Tensor:
+        def speak(part: dict[str, Tensor], packing: Packing | None) -> Tensor:
             def forward(**texts: Any) -> Any:
-                with below(texts):
+                with below(texts, packing):
                     return self.module(**texts)
 
             voice = self.voice
             assert voice is not None
             return run(self.module, names, values, lambda: voice.read(forward, bare_model(self.module), part))
 
-        return self._in_buckets(read if self.voice is None else speak, inputs)
+        return self._at_little_cost(read if self.voice is None else speak, inputs)
 
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features ``[n, hidden_size]`` of the backbone without its adapter."""
         with without_adapter(self.module) as module:
-            if self.voice is not None:
-                return self._in_buckets(partial(self.voice.read_frozen, bare_model(module)), inputs)
-            return self._in_buckets(lambda part: self._pool(module(**part), part), inputs)
+            voice = self.voice
+            if voice is not None:
+                return self._at_little_cost(lambda part, _: voice.read_frozen(bare_model(module), part), inputs)
+            return self._at_little_cost(
+                lambda part, packing: self._pool(module(**self._laid(part, packing)), part, packing), inputs
+            )
 
-    def _in_buckets(self, read: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Tensor:
-        """``read`` of ``inputs``, padded behind, in buckets of like length where arithmetic is what costs time."""
+    def _at_little_cost(
+        self, read: Callable[[dict[str, Tensor], Packing | None], Tensor], inputs: dict[str, Tensor]
+    ) -> Tensor:
+        """``read`` of ``inputs``, padded behind; where arithmetic is what costs time, with little of it on padding:
+        several texts in a row, or in buckets of like length."""
 
-        def at_once(part: dict[str, Tensor]) -> Tensor:
-            features = read(part)
+        def at_once(part: dict[str, Tensor], packing: Packing | None = None) -> Tensor:
+            features = read(part, packing)
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
@@ -218,6 +226,8 @@ class FewShotModel:
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
         if mask.device.type != "cpu":
             return at_once({**inputs, **asked})
+        if self._packs and (packing := packing_for(mask)):
+            return at_once(inputs, packing)
         buckets = length_buckets(mask)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]
         pooled = [at_once({**part, **asked}) for part in parts]
@@ -234,11 +244,28 @@ class FewShotModel:
         finally:
             self._frozen_dtype = before
 
-    def _pool(self, output: Any, inputs: dict[str, Tensor]) -> Tensor:
+    @cached_property
+    def _packs(self) -> bool:
+        # What is said of a text is read at its own end.
+        return self.voice is None and can_pack(self.module)
+
+    def _laid(self, inputs: dict[str, Tensor], packing: Packing | None) -> dict[str, Tensor]:
+        """What the backbone is given for ``inputs``."""
+        return packing.inputs(inputs, self.dtype, self._causal) if packing else inputs
+
+    @cached_property
+    def _causal(self) -> bool:
+        return is_causal(self.module)
+
+    def _pool(self, output: Any, inputs: dict[str, Tensor], packing: Packing | None) -> Tensor:
         """Features ``[n, hidden_size]`` of what the backbone gave for ``inputs``."""
         if "attention_mask" not in inputs:
             return pool_image(output, self.config.pooling, self._special_tokens)
-        return pool(output.last_hidden_state, inputs["attention_mask"], self.pooling)
+        mask, hidden = inputs["attention_mask"], output.last_hidden_state
+        if packing:
+            hidden = packing.unpack(hidden)
+            mask = mask[:, : hidden.shape[1]]
+        return pool(hidden, mask, self.pooling)
 
     @cached_property
     def _special_tokens(self) -> int:

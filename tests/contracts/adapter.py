@@ -87,14 +87,16 @@ def every_tensor_changes_the_features(subject: Subject) -> None:
 
 def frozen_features_are_the_bare_backbones(subject: Subject) -> None:
     """Before and after training, which never writes into the module."""
-    assert torch.equal(subject.model.frozen_features(subject.inputs), subject.bare())
+    before = subject.model.frozen_features(subject.inputs)
+    # Several texts may have been in a row, which changes the last bit.
+    torch.testing.assert_close(before, subject.bare(), rtol=1e-5, atol=2e-6)
     learner = build_learner(subject.config, subject.model)
     params = learner.init_params()
     for seed in range(3):
         part = learner.meta_grad(params, [random_episode([1, 2], seed=seed)])
         params = {name: value - part.grads[name] for name, value in params.items()}
     assert not torch.equal(subject.features(params_of(params)), subject.features(subject.model.init_params()))
-    assert torch.equal(subject.model.frozen_features(subject.inputs), subject.bare())
+    assert torch.equal(subject.model.frozen_features(subject.inputs), before)
 
 
 def params_of(params: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
 
     ``torch.func.functional_call`` ignores names it does not know, which silently trains nothing; here a missing or
     an unknown name raises ``KeyError``. Where transformers' gradient checkpointing is on, what is computed again in
-    the backward pass is computed with ``params`` again.
+    the backward pass is computed with ``params`` again; a module that checkpoints itself in another way raises.
     """
     check_names(params, set(names))
     with _checkpointing(module, params), ClosedForms():

@@ -157,9 +157,10 @@ class ClosedForms(TorchFunctionMode):
 
 
 def _suits(x: Tensor) -> bool:
+    if not x.requires_grad or x.dtype not in (torch.float32, torch.float64):
+        return False
     # Under autocast torch decides in which precision an operation is.
-    precise = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
-    return x.requires_grad and precise
+    return not torch.is_autocast_enabled(x.device.type)
 
 
 def _of_norm(

@@ -192,7 +192,7 @@ class GradientLearner(BaseLearner):
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
         # A blind head's first step moves the head alone.
-        blind = carry is None and self.head.fast and self.head.blind
+        blind = carry is None and getattr(self.head, "blind", False)
         grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact, blind=blind)
         if self.config.proximal and carry is not None:
             start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}

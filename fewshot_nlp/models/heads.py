@@ -120,10 +120,9 @@ class LinearHead:
 
     @property
     def blind(self) -> bool:
-        # A head that starts from zero, but for one that starts or answers in a way of its own.
-        own = type(self)
-        plain = own.start is LinearHead.start and own.logits is LinearHead.logits
-        return plain and self.config.head_init == "zero"
+        # It is this class's zero, and not what another, or this very head, was given in place of it.
+        own = [getattr(getattr(self, name), "__func__", None) for name in ("start", "logits", "_linear")]
+        return self.config.head_init == "zero" and own == [LinearHead.start, LinearHead.logits, LinearHead._linear]
 
     def init_params(self) -> dict[str, Tensor]:
         return own_params(self.config)

@@ -226,7 +226,7 @@ class FewShotModel:
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
         if mask.device.type != "cpu":
             return at_once({**inputs, **asked})
-        if self._packs and (packing := packing_for(mask)):
+        if self._packs and (packing := packing_for(inputs)):
             return at_once(inputs, packing)
         buckets = length_buckets(mask)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]

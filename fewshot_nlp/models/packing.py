@@ -18,7 +18,11 @@ from fewshot_nlp.models.backbone import ATTENTION
 #: Architectures whose tokens meet in attention alone, each with all of its text, and that take positions as they are
 #: given. In others a window of attention, or positions of the backbone's own, would be lost.
 PACKED = frozenset({"bert", "electra", "gpt2", "llama"})
-#: What rows may hold, in texts of the longest.
+#: What a backbone may be given of a text: one number a token.
+INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+#: More texts take longer to be packed than it saves.
+MOST = 512
+#: What rows may hold, in lengths of the longest text.
 CAPACITIES = (1.0, 1.5, 2.0)
 #: In rows of so many tokens attention, its softmax above all, takes as long as all that is done token by token.
 ATTENTION_COST = 256
@@ -51,7 +55,14 @@ class Packing:
         return tensor.flatten(0, 1)[self.target]
 
     def inputs(self, inputs: dict[str, Tensor], dtype: torch.dtype, causal: bool) -> dict[str, Tensor]:
-        """What a backbone is given for all texts at once; its mask is added to attention scores."""
+        """What a backbone is given for all texts at once.
+
+        Args:
+            inputs: ``INPUTS``, each ``[n, length or more]``.
+            dtype: of the mask, ``[rows, 1, capacity, capacity]``, which is added to attention scores.
+            causal: a token sees those before it alone.
+        """
+        # Empty places see each other, so that no softmax is over nothing.
         seen = self.text[:, :, None] == self.text[:, None, :]
         if causal:
             seen &= self.positions[:, :, None] >= self.positions[:, None, :]
@@ -60,15 +71,18 @@ class Packing:
         return {**packed, "attention_mask": mask[:, None], "position_ids": self.positions}
 
 
-def packing_for(attention_mask: Tensor) -> Packing | None:
-    """How texts are packed; ``None`` where a row for each is as cheap, or a text has a hole.
+def packing_for(inputs: dict[str, Tensor]) -> Packing | None:
+    """How texts are packed; ``None`` where a row for each is as cheap, a text is empty or has a hole, or there is more
+    to them than ``INPUTS``.
 
     Args:
-        attention_mask: ``[n, length]``, 1 for real tokens, with padding behind them.
+        inputs: of a backbone, with padding behind the texts.
     """
-    if not torch.equal(attention_mask.cumprod(dim=1), attention_mask):
+    mask = inputs["attention_mask"]
+    whole = bool(mask[:, 0].all()) and torch.equal(mask.cumprod(dim=1), mask.long())
+    if not whole or len(mask) > MOST or not inputs.keys() <= INPUTS:
         return None
-    sizes = attention_mask.sum(dim=1)
+    sizes = mask.sum(dim=1)
     lengths = sizes.tolist()
     longest = max(lengths)
     best, cost = None, (1 - WORTH) * len(lengths) * _price(longest)
@@ -94,7 +108,7 @@ def packing_for(attention_mask: Tensor) -> Packing | None:
 
 
 def _price(capacity: int) -> float:
-    """Of a row."""
+    """What a row takes, in tokens that attend to nothing."""
     return capacity * (1 + capacity / ATTENTION_COST)
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 def is_causal(module: nn.Module) -> bool:
     """Whether a token's state follows from the tokens before it alone, as in a decoder: only the last has read all."""
-    return any(getattr(part, "is_causal", False) for part in module.modules())
+    # What a configuration turns off, as encoders made of decoders do, layers go on saying.
+    told = getattr(getattr(module, "config", None), "is_causal", None)
+    return told is not False and any(getattr(part, "is_causal", False) for part in module.modules())
 
 
 def find_pooling(pooling: str, module: Any) -> str:

@@ -294,7 +294,7 @@ def test_the_trunk_below_an_adapter_changes_no_gradient(bert_folder, monkeypatch
         return learner.meta_grad(params, [random_episode(COUNTS)]).grads
 
     # A row for each text, to be counted.
-    monkeypatch.setattr("fewshot_nlp.models.model.packing_for", lambda mask: None)
+    monkeypatch.setattr("fewshot_nlp.models.model.packing_for", lambda inputs: None)
     runs: list[int] = []
     found = grads()
     once = sum(runs)

@@ -93,6 +93,9 @@ def test_blind_is_a_head_whose_start_says_nothing_of_the_features():
 
     config = FewShotConfig(head_init="zero")
     assert head(head_init="zero").blind and not Other(config).blind
+    replaced = head(head_init="zero")
+    replaced.logits = lambda params, state, features: features
+    assert not replaced.blind
     assert not any(each.blind for each in (head(), head(head="prototype"), head(task="regression")))
 
 

@@ -21,8 +21,8 @@ from tests.tiny import HIDDEN, random_batch, random_episode, tiny_config
 
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SHAPES = {
-    "bert": (BertConfig(vocab_size=19, **SMALL), "query"),
-    "electra": (ElectraConfig(vocab_size=19, embedding_size=8, **SMALL), "query"),
+    "bert": (BertConfig(vocab_size=19, **SMALL), "value"),
+    "electra": (ElectraConfig(vocab_size=19, embedding_size=8, **SMALL), "value"),
     "gpt2": (GPT2Config(vocab_size=19, n_embd=HIDDEN, n_layer=2, n_head=2), "c_attn"),
     "llama": (LlamaConfig(vocab_size=19, num_key_value_heads=1, **SMALL), "v_proj"),
 }
@@ -35,9 +35,14 @@ def texts(lengths):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def module_of(name, lowest=0):
+def packing_of(lengths):
+    return packing_for(texts(lengths))
+
+
+def module_of(name, lowest=0, **settings):
     """With LoRA from the layer ``lowest`` on."""
     config, target = SHAPES[name]
+    config = type(config)(**{**config.to_dict(), **settings})
     torch.manual_seed(0)
     module = AutoModel.from_config(config, attn_implementation=ATTENTION).double().eval().requires_grad_(False)
     targets = [n for n, _ in module.named_modules() if n.endswith(target) and (lowest == 0 or ".1." in f".{n}")]
@@ -50,7 +55,7 @@ def module_of(name, lowest=0):
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40))
 def test_every_token_has_a_place_of_its_own(lengths):
-    packing = packing_for(mask_of(lengths))
+    packing = packing_of(lengths)
     if packing is None:
         return
     rows, capacity = packing.source.shape
@@ -66,26 +71,32 @@ def test_every_token_has_a_place_of_its_own(lengths):
 
 
 def test_texts_are_packed_only_where_it_saves_something():
-    assert packing_for(mask_of([7] * 50)) is None
-    assert packing_for(mask_of([12, 14])) is None
-    assert packing_for(mask_of([5])) is None
-    packing = packing_for(mask_of([5] * 50 + [100]))
+    assert packing_of([7] * 50) is None
+    assert packing_of([12, 14]) is None
+    assert packing_of([5]) is None
+    packing = packing_of([5] * 50 + [100])
     assert packing is not None and packing.source.numel() < 0.1 * 51 * 100
 
 
-def test_a_mask_with_a_hole_is_not_packed():
-    mask = mask_of(LENGTHS)
-    assert packing_for(mask) is not None
-    mask[1, 3] = 0
-    assert packing_for(mask) is None
+def test_what_is_not_plain_text_is_not_packed():
+    inputs = texts(LENGTHS)
+    assert packing_for(inputs) is not None
+    assert packing_for({**inputs, "position_ids": torch.arange(max(LENGTHS)).expand(len(LENGTHS), -1) + 1}) is None
+    inputs["attention_mask"][1, 3] = 0
+    assert packing_for(inputs) is None, "a hole"
+    inputs["attention_mask"][1] = 0
+    assert packing_for(inputs) is None, "a text without tokens"
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_features_are_those_of_each_text_alone(name, pooling):
-    model = FewShotModel(module_of(name), None, tiny_config("unused", adapter="lora", pooling=pooling))
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, {}) for name in SHAPES), ("llama", {"is_causal": False}), ("bert", {"is_decoder": True})],
+)
+def test_features_are_those_of_each_text_alone(name, settings, pooling):
+    model = FewShotModel(module_of(name, **settings), None, tiny_config("unused", adapter="lora", pooling=pooling))
     inputs, params = texts(LENGTHS), model.init_params()
-    assert model._packs and packing_for(inputs["attention_mask"]) is not None
+    assert model._packs and packing_for(inputs) is not None
     alone = [model.features(params, {n: t[i : i + 1, :k] for n, t in inputs.items()}) for i, k in enumerate(LENGTHS)]
     # With more padding than the longest needs, too.
     wide = {n: torch.nn.functional.pad(t, (0, 2)) for n, t in inputs.items()}
@@ -111,11 +122,11 @@ def test_meta_gradients_are_those_of_a_row_for_each(name, lowest, monkeypatch):
     config = tiny_config("unused", learner="maml", adapter="lora", inner_steps=2, inner_learning_rate=0.1)
     packed = []
     monkeypatch.setattr(
-        "fewshot_nlp.models.model.packing_for", lambda mask: packed.append(packing_for(mask)) or packed[-1]
+        "fewshot_nlp.models.model.packing_for", lambda inputs: packed.append(packing_for(inputs)) or packed[-1]
     )
     found = grads()
     assert any(each is not None for each in packed)
-    monkeypatch.setattr("fewshot_nlp.models.model.packing_for", lambda mask: None)
+    monkeypatch.setattr("fewshot_nlp.models.model.packing_for", lambda inputs: None)
     assert_equal(found, grads())
 
 

@@ -191,7 +191,7 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
-        # A blind head's first step moves the head alone.
+        # A blind head's first step moves the head alone. A head from outside need not say whether it is.
         blind = carry is None and getattr(self.head, "blind", False)
         grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact, blind=blind)
         if self.config.proximal and carry is not None:

@@ -173,7 +173,7 @@ class FewShotModel:
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
         names, values = (*self.trainable, *frozen), {**body, **frozen}
 
-        def below(part: dict[str, Tensor], packing: Packing | None) -> AbstractContextManager[None]:
+        def below(part: dict[str, Tensor], packing: Packing | None = None) -> AbstractContextManager[None]:
             # Dropout draws anew in every pass, also below.
             trunk = None if self.module.training or frozen else self.trunk
             lay = packing.pack if packing else None
@@ -183,9 +183,9 @@ class FewShotModel:
             with below(part, packing):
                 return self._pool(call(self.module, names, values, **self._laid(part, packing)), part, packing)
 
-        def speak(part: dict[str, Tensor], packing: Packing | None) -> Tensor:
+        def speak(part: dict[str, Tensor], _: Packing | None) -> Tensor:
             def forward(**texts: Any) -> Any:
-                with below(texts, packing):
+                with below(texts):
                     return self.module(**texts)
 
             voice = self.voice

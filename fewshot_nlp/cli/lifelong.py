@@ -88,6 +88,11 @@ def prepare(settings: StreamSettings) -> StreamRun:
     check_output_dir(args, (RESULTS, EPISODES))
     if args.push_to_hub:
         raise ValueError("push_to_hub is not for a stream. Push what it leaves: FewShotAdapter.push_to_hub.")
+    if episodes.clusters_per_class > 1:
+        raise ValueError(
+            f"clusters_per_class={episodes.clusters_per_class} is not for a stream, whose stages are classes. Leave it "
+            f"out."
+        )
     with accelerator.main_process_first():
         stages = hold_out(_arriving(episodes, lifelong), lifelong.held_out, episodes.split_seed)
     check_stream(args, lifelong, [stage.name for stage in stages])

@@ -11,7 +11,7 @@ import torch
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.data import Pool, load_pools_from_config, training_tasks_from_config
+from fewshot_nlp.data import Pool, load_pools_from_config, training_pools_from_config
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Plan, plan
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 def predict(settings: Settings) -> tuple[Plan, str]:
     """The plan of a run's largest training episode, and that episode in words."""
     config, episodes, args = settings
-    pools = training_tasks_from_config(episodes, load_pools_from_config(episodes)).pools.values()
+    pools = training_pools_from_config(episodes, load_pools_from_config(episodes))
     encoder = build_learner(config).model.encoder()
     texts = [text for pool in pools for text in _sample(pool, SAMPLE // len(pools))]
     lengths = [len(ids) for ids in encoder.encode(texts)]

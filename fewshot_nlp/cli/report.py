@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
 from fewshot_nlp.checks import printable
 from fewshot_nlp.cli.parser import Settings
@@ -43,11 +41,12 @@ def announce(
     pools: Mapping[str, Pool],
     training: Mapping[str, Pool],
     learner: BaseLearner,
-    params: Mapping[str, Tensor],
-    accelerator: Accelerator,
+    trainer: FewShotTrainer,
+    clusters: int = 0,
 ) -> None:
-    """Print data, model, method and length of the run."""
+    """Print data, model, method and length of the run, and how many clusters its tasks are drawn among, if any."""
     config, episodes, args = settings
+    params, accelerator = trainer.params, trainer.accelerator
     splits = ", ".join(f"{len(pool.label_names)} {split}" for split, pool in pools.items())
     examples = sum(len(pool) for pool in pools.values())
     first = next(iter(pools.values()))
@@ -63,6 +62,7 @@ def announce(
     lines = {
         "data": f"{name}: {examples:,} {first.kind}s; classes: {splits}, none shared",
         **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
+        **({"clusters": f"training tasks among {clusters:,} clusters of the training classes"} if clusters else {}),
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",
         "method": f"{method_name(settings)}"

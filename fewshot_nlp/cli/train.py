@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 
 from fewshot_nlp.checks import printable
@@ -25,8 +27,11 @@ from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
     Pool,
+    divide_classes,
+    find_clusters,
     load_pools_from_config,
-    training_tasks_from_config,
+    training_pools_from_config,
+    training_tasks,
 )
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
@@ -54,10 +59,11 @@ class Run:
     Attributes:
         settings: what it was told.
         pools: the data set's splits by name.
-        training: what training tasks are drawn from, by data set.
+        training: the classes that training tasks are drawn from, by data set.
         learner: the method on its model.
         trainer: with learner, reader, training and validation episodes.
         test: test episodes by ``"<k>-shot"``.
+        clusters: among how many clusters of those classes, where it is not the classes themselves.
         repo_id: full name of the repository to push to, on the main process.
         command: how it was started.
     """
@@ -68,6 +74,7 @@ class Run:
     learner: BaseLearner
     trainer: FewShotTrainer
     test: dict[str, EpisodeSampler]
+    clusters: int = 0
     repo_id: str | None = None
     command: str | None = None
 
@@ -120,6 +127,12 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
             f"eval_k_shots={episodes.eval_k_shots} has tasks without examples, and nothing else tells their classes. "
             f"Set use_label_names, or leave 0 out."
         )
+    if episodes.clusters_per_class > 1 and (config.names_in_training_alone or config.trains_on_names):
+        raise ValueError(
+            f"clusters_per_class={episodes.clusters_per_class} makes training tasks of clusters, which have no names, "
+            f"and the settings read names in training. Leave out clusters_per_class, or names_in_training_alone, "
+            f"learn_label_name_weight, condition_on_names, head_init: names and head: verbalizer."
+        )
     accelerator = build_accelerator(args)
     check_output_dir(args, FILES)
     resume_folder(args, None)
@@ -127,7 +140,9 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     # Data: pools of classes, and the addresses of episodes.
     with accelerator.main_process_first():
         pools = load_pools_from_config(episodes)
-        train = training_tasks_from_config(episodes, pools, args.seed)
+        training = training_pools_from_config(episodes, pools)
+    # What cannot fill an episode is said before a model is loaded; clusters are of its features.
+    train = training_tasks(episodes, training, args.seed) if episodes.clusters_per_class == 1 else None
 
     def samplers(split: str, setting: str) -> dict[str, EpisodeSampler]:
         pool = _split(pools, split, setting)
@@ -144,6 +159,10 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
+    finer: list[Pool] = []
+    if train is None:
+        finer = _finer(training, settings, learner, accelerator)
+        train = training_tasks(episodes, finer, args.seed)
     reader = EpisodeReader(
         [*pools.values(), *train.pools.values()],
         learner.model.encoder(),
@@ -153,11 +172,21 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
         n_unlabelled=episodes.n_unlabelled,
     )
-    start = centred(learner, learner.init_params(), list(train.pools.values()), args.seed)
+    start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     check_resumable(trainer)
     repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
-    return Run(settings, pools, train.pools, learner, trainer, test, repo_id, command)
+    return Run(
+        settings=settings,
+        pools=pools,
+        training={pool.name: pool for pool in training},
+        learner=learner,
+        trainer=trainer,
+        test=test,
+        clusters=sum(len(pool.label_names) for pool in finer),
+        repo_id=repo_id,
+        command=command,
+    )
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -170,7 +199,7 @@ def execute(run: Run) -> dict[str, Any]:
     learner, trainer, accelerator = run.learner, run.trainer, run.trainer.accelerator
     is_main = accelerator.is_main_process
     if is_main:
-        announce(run.settings, run.pools, run.training, learner, trainer.params, accelerator)
+        announce(run.settings, run.pools, run.training, learner, trainer, run.clusters)
     output = trainer.train()
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
@@ -295,6 +324,19 @@ def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:
     if split not in pools:
         raise ValueError(f"The data set has no {split} classes, only {', '.join(pools)}. Give some, or set {setting}.")
     return pools[split]
+
+
+def _finer(training: Sequence[Pool], settings: Settings, learner: BaseLearner, accelerator: Accelerator) -> list[Pool]:
+    """The training pools with clusters for classes, which the main process finds for all."""
+    _, episodes, args = settings
+    found: list[dict[str, tuple[int, ...]]] = [{} for _ in training]
+    if accelerator.is_main_process:
+        features = FrozenFeatures(learner.model.to(accelerator.device)).embed
+        taken = episodes.largest[1] + episodes.n_query
+        for i, pool in enumerate(training):
+            found[i] = find_clusters(pool, features, episodes.clusters_per_class, min_examples=taken, seed=args.seed)
+    broadcast_object_list(found)
+    return [divide_classes(pool, clusters) for pool, clusters in zip(training, found, strict=True)]
 
 
 def _claim_repository(settings: Settings) -> str:

@@ -55,6 +55,14 @@ class EpisodeConfig:
         },
     )
 
+    clusters_per_class: int = field(
+        default=1,
+        metadata={
+            "help": "Divide each training class by k-means of the untrained backbone's features into this many, and "
+            "draw training tasks among those: for data sets of few broad classes."
+        },
+    )
+
     n_way: int = field(default=5, metadata={"help": "Classes in an episode."})
     k_shot: int = field(default=1, metadata={"help": "Support examples a class in training episodes."})
     max_n_way: int | None = field(default=None, metadata={"help": "Draw the way of a training episode up to this."})
@@ -87,6 +95,7 @@ class EpisodeConfig:
         at_least("min_examples", self.min_examples, 1)
         choice("duplicates", self.duplicates, DUPLICATES)
         self._check_mixture()
+        at_least("clusters_per_class", self.clusters_per_class, 1)
         at_least("n_way", self.n_way, 2)
         at_least("k_shot", self.k_shot, 1)
         at_least("n_query", self.n_query, 1)

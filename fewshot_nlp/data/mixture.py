@@ -82,18 +82,37 @@ def training_tasks_from_config(
 ) -> EpisodeSampler | EpisodeMixture:
     """Training episodes of ``pools``, or of them and the data sets of ``config.mixture_dataset_names``.
 
-    What is evaluated, the validation and test classes of ``pools``, is not learned from the mixture: neither its texts
-    nor classes of the same name, up to spelling, unless ``config.duplicates`` says so. Classes called by a number have
-    no name to compare.
-
     Args:
         config: where tasks come from, and their shape.
         pools: those of ``config.dataset_name``.
         seed: of the episodes.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: a data set that cannot be read, cannot fill such episodes, has no
-            training classes, or shares texts or classes with the evaluation.
+        ValueError, FileNotFoundError, ImportError: as ``training_pools_from_config``; or a pool cannot fill such
+            episodes.
+    """
+    return training_tasks(config, training_pools_from_config(config, pools), seed)
+
+
+def training_tasks(config: EpisodeConfig, training: Sequence[Pool], seed: int = 0) -> EpisodeSampler | EpisodeMixture:
+    """Training episodes of ``training``, whose pools stand for those of ``training_pools_from_config``."""
+    shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
+    options = {name: getattr(config, name) for name in shape}
+    samplers = [EpisodeSampler(pool, **options, seed=seed) for pool in training]
+    weights = [weight for weight in config.mixture_weights or [1.0] * len(samplers) if weight]
+    return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, weights, seed)
+
+
+def training_pools_from_config(config: EpisodeConfig, pools: Mapping[str, Pool]) -> list[Pool]:
+    """The pools that training tasks come from: that of ``pools``, and of ``config.mixture_dataset_names``.
+
+    What is evaluated, the validation and test classes of ``pools``, is not learned from the mixture: neither its texts
+    nor classes of the same name, up to spelling, unless ``config.duplicates`` says so. Classes called by a number have
+    no name to compare.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: a data set that cannot be read, has no training classes, or shares
+            texts or classes with the evaluation.
     """
     names = [config.dataset_name, *(config.mixture_dataset_names or ())]
     weights = config.mixture_weights or [1.0] * len(names)
@@ -112,10 +131,7 @@ def training_tasks_from_config(
         if i > 0 and pool.name in {other.name for other in (*pools.values(), *training)}:
             pool = replace(pool, name=f"{pool.name}-{i + 1}")
         training.append(pool)
-    shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
-    options = {name: getattr(config, name) for name in shape}
-    samplers = [EpisodeSampler(pool, **options, seed=seed) for pool in training]
-    return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, [w for w in weights if w], seed)
+    return training
 
 
 def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,21 @@ class FrozenFeatures(FeatureCache):
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         # Where an input's features depend on the others beside it, none can be kept.
         return self.compute(inputs) if self.model.transductive else super().__call__(inputs)
+
+    @torch.no_grad()
+    def embed(self, examples: Sequence[Any], batch_size: int = 64) -> np.ndarray:
+        """``[len(examples), hidden_size]`` of texts or images, float32 in the host's memory; none of them is kept."""
+        encoder = self.model.encoder()
+        encoded = encoder.encode(examples)
+        # Texts of like length go together.
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        found = np.empty((len(encoded), self.model.hidden_size), np.float32)
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            inputs = encoder.collate([encoded[i] for i in chosen])
+            features = self.compute({name: value.to(self.model.device) for name, value in inputs.items()})
+            found[chosen] = features.float().cpu().numpy()
+        return found
 
 
 class FixedModel(FewShotModel):

@@ -58,6 +58,11 @@ def accuracies(arguments: list[str], folder: Path, classes: str) -> dict[str, di
     count = told.args.test_episodes
     tasks = {name: [sampler[i] for i in range(count)] for name, sampler in run.test.items()}
     tasks = run.trainer.eval_specs if classes == "validation" else tasks
+    if not tasks:
+        raise SystemExit(
+            f"No {classes} episodes: eval_strategy={told.args.eval_strategy.value!r} and test_episodes={count}. Set "
+            f"--eval_strategy steps for --classes validation, --test_episodes above 0 for test."
+        )
     run.trainer.train()
     untrained = FrozenPrototypes(FrozenFeatures(run.learner.model))
     found = {

@@ -199,3 +199,54 @@ def test_a_run_on_other_tasks_is_not_resumed(tiny, other_file, argv, message, ca
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         main([*tiny, *SAVING, *argv, "--resume_from_checkpoint", "true"])
     assert capsys.readouterr().out == ""
+
+
+def test_training_tasks_of_clusters(tiny):
+    clusters = ["--clusters_per_class", "2", "--min_examples", "1"]
+    run = prepared([*tiny, *clusters])
+    specs = [run.trainer.train_sampler[i] for i in range(20)]
+    classes = run.pools["train"].label_names
+    assert {name.rpartition("/")[0] for spec in specs for name in spec.classes} <= set(classes)
+    assert {name.rpartition("/")[2] for spec in specs for name in spec.classes} == {"0", "1"}
+    # What is evaluated, and what is reported, are the data set's own classes.
+    validation = {name for each in run.trainer.eval_specs.values() for spec in each for name in spec.classes}
+    assert validation <= set(run.pools["validation"].label_names)
+    assert run.training["sentences"].label_names == classes
+    assert run.clusters == len(run.trainer.train_sampler.pool.label_names)
+    again = prepared([*tiny, *clusters])
+    assert [again.trainer.train_sampler[i] for i in range(20)] == specs
+
+
+def test_more_clusters_in_an_episode_than_there_are_classes(tiny):
+    n_way = 2 * len(prepared(tiny).pools["train"].label_names)
+    argv = [*tiny, "--n_way", str(n_way), "--eval_n_way", "2", "--n_query", "1"]
+    with pytest.raises(ValueError, match=f"n_way={n_way}"):
+        prepared(argv)
+    run = prepared([*argv, "--clusters_per_class", "3"])
+    assert len(run.trainer.train_sampler[0].classes) == n_way
+
+
+def test_a_run_on_clusters_goes_on_where_it_was(tiny, tmp_path, capsys):
+    argv = [*tiny, "--clusters_per_class", "2", *SAVING]
+    main(argv)
+    assert "clusters of the training classes" in capsys.readouterr().out
+    whole = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([*argv, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-2")])
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["--use_label_names", "true", "--names_in_training_alone", "true"],
+     ["--use_label_names", "true", "--condition_on_names", "true"]],
+)  # fmt: skip
+def test_clusters_have_no_names_to_be_trained_on(tiny, settings):
+    with pytest.raises(ValueError, match="clusters_per_class=2"):
+        prepared([*tiny, "--clusters_per_class", "2", *settings])
+
+
+def test_names_are_known_where_tasks_are_of_classes(tiny):
+    run = prepared([*tiny, "--clusters_per_class", "2", "--use_label_names", "true"])
+    assert run.trainer.reader(run.trainer.train_sampler[0]).support.names is None
+    assert run.trainer.reader(next(iter(run.test.values()))[0]).support.names is not None

@@ -2,34 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from fewshot_nlp.data import EpisodeMixture, EpisodeReader, EpisodeSampler, TextEncoder
 from fewshot_nlp.types import OUT_OF_SCOPE
 from tests.data.toy_data import CLASSES, make_pool
-
-WORDS = [*CLASSES, *map(str, range(40)), *"abcd", "sentence", "number", "hello", "there", "you", "all"]
-
-
-@pytest.fixture
-def tokenizer():
-    """One token for each word of the toy data, so that different texts have different ids."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
-    )  # fmt: skip
-
-
-@pytest.fixture
-def encoder(tokenizer):
-    return TextEncoder(tokenizer, max_length=16)
 
 
 class CountingEncoder(TextEncoder):

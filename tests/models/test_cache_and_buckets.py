@@ -81,3 +81,13 @@ def test_evaluation_with_a_cache_gives_the_answers_without(bert_folder, name):
 def test_a_learner_that_changes_features_is_not_cached(bert_folder):
     learner = build_learner(tiny_config(bert_folder, learner="maml"))
     assert learner.fixed(learner.init_params()) is learner
+
+
+def test_embedding_examples_gives_their_frozen_features_in_their_order(bert_folder):
+    model = build_learner(tiny_config(bert_folder)).model
+    texts = [" ".join(["red"] * n) for n in (3, 1, 6, 2, 5, 4)]
+    cache = FrozenFeatures(model)
+    found = cache.embed(texts, batch_size=4)
+    assert not cache.known
+    expected = torch.cat([cache(model.encoder()([text])) for text in texts])
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)

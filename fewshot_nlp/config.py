@@ -415,11 +415,6 @@ class FewShotConfig:
         """Whether the head tells the names of classes from examples; otherwise they are examples like the others."""
         return self.learn_label_name_weight or self.head_init == "names"
 
-    @property
-    def trains_on_names(self) -> bool:
-        """Whether nothing can be learned from a task whose classes have no names."""
-        return self.head_reads_names or self.condition_on_names or self.head == "verbalizer"
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

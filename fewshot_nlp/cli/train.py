@@ -127,11 +127,10 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
             f"eval_k_shots={episodes.eval_k_shots} has tasks without examples, and nothing else tells their classes. "
             f"Set use_label_names, or leave 0 out."
         )
-    if episodes.clusters_per_class > 1 and (config.names_in_training_alone or config.trains_on_names):
+    if episodes.clusters_per_class > 1 and config.head == "verbalizer":
         raise ValueError(
-            f"clusters_per_class={episodes.clusters_per_class} makes training tasks of clusters, which have no names, "
-            f"and the settings read names in training. Leave out clusters_per_class, or names_in_training_alone, "
-            f"learn_label_name_weight, condition_on_names, head_init: names and head: verbalizer."
+            f"clusters_per_class={episodes.clusters_per_class} makes several classes of one name, and "
+            f"head='verbalizer' answers by name. Use head='prototype' or 'linear', or leave out clusters_per_class."
         )
     accelerator = build_accelerator(args)
     check_output_dir(args, FILES)

@@ -59,13 +59,16 @@ def find_clusters(
 
 
 def divide_classes(pool: Pool, clusters: Mapping[str, Sequence[int]]) -> Pool:
-    """``pool`` with ``clusters`` for classes. They have no names: two of one class could not be told by it."""
+    """``pool`` with ``clusters`` for classes, each called what its class is called, in words.
+
+    Two clusters of one class then have one name: it says which class an example is of, and the examples the rest.
+    """
+    parents = {name: name.rpartition("/")[0] for name in clusters}
     return replace(
         pool,
         name=pool.name + SUFFIX,
         rows_by_class={name: tuple(rows) for name, rows in clusters.items()},
-        readable_names={},
-        descriptions={},
-        named=False,
+        readable_names={name: pool.readable_name(parent) for name, parent in parents.items()},
+        descriptions={name: pool.descriptions[own] for name, own in parents.items() if own in pool.descriptions},
         num_dropped=pool.num_dropped + len(pool) - sum(map(len, clusters.values())),
     )

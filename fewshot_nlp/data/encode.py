@@ -137,7 +137,7 @@ class EpisodeReader:
         pools: a pool, several, what ``load_pools`` returns, a sampler or a mixture. One reader may serve all splits.
         encoder: how texts or images become tensors.
         cache_size: how many rows to keep, the latest used; by default what the encoder says.
-        use_label_names: give the readable names of the classes with the support set, where they have names.
+        use_label_names: give the readable names of the classes with the support set.
         names_in_training_alone: give them with training episodes alone.
         label_texts: what is given for a name: ``"name"``, or ``"description"``, the pool's sentence about the class.
         unlabelled: texts of the domain that is to be answered for, given without labels beside training episodes.
@@ -189,7 +189,7 @@ class EpisodeReader:
                     f"a backbone for {pool.kind}s, or other data."
                 )
         for pool in self._pools.values():
-            if self._names(pool):
+            if self._names(pool.split):
                 _check_names(pool, label_texts)
         self._encoded: OrderedDict[Key, Any] = OrderedDict()
 
@@ -207,7 +207,7 @@ class EpisodeReader:
         support: list[int | str] = [row for rows in spec.support for row in rows]
         query: list[int | str] = [*(row for rows in spec.query for row in rows), *spec.out_of_scope]
         support_labels = [label for label, rows in enumerate(spec.support) for _ in rows]
-        names = list(spec.classes) if self._names(pool) else []
+        names = list(spec.classes) if self._names(spec.split) else []
         if not support and not names:
             raise ValueError(f"{spec.address} has no examples. Use k_shot of at least 1, or use_label_names=True.")
         query_labels = [label for label, rows in enumerate(spec.query) for _ in rows]
@@ -219,10 +219,9 @@ class EpisodeReader:
             self._without_labels(spec),
         )
 
-    def _names(self, pool: Pool) -> bool:
-        """Whether episodes of ``pool`` come with the names of their classes."""
-        told = pool.split == "train" or not self.names_in_training_alone
-        return self.use_label_names and told and pool.named
+    def _names(self, split: str) -> bool:
+        """Whether episodes of ``split`` come with the names of their classes."""
+        return self.use_label_names and (split == "train" or not self.names_in_training_alone)
 
     def _without_labels(self, spec: EpisodeSpec) -> Batch | None:
         if self.unlabelled is None or not self.n_unlabelled or spec.split != "train":

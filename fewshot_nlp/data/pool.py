@@ -51,7 +51,6 @@ class Pool:
             that tasks are made of, such as topics or annotators.
         readable_names: what to call a class, where its own name is an id and the data set has a better one.
         descriptions: one sentence about a class, where the data set has it.
-        named: whether its classes have names to be told; clusters of a class have none.
         num_dropped: rows left out because a later split, or one that is evaluated, holds the same text, image or class.
         num_shared: such rows that were kept.
         hub_id: id of the data set, if it was loaded from the Hub. A local file may have the name of another's data.
@@ -65,7 +64,6 @@ class Pool:
     target_column_name: str | None = None
     readable_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     descriptions: Mapping[str, str] = field(default_factory=dict, repr=False)
-    named: bool = True
     num_dropped: int = 0
     num_shared: int = 0
     hub_id: str | None = None

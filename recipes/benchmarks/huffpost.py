@@ -30,12 +30,9 @@ WIDE = (
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
 #: With names there is less to learn, and it is learned sooner.
 NAMES = "--use_label_names true --label_name_weight 3 --learning_rate 1e-4 --max_steps 60"
-#: Features around their mean, the top four layers alone, names in training (alone), and a share of what training
-#: changed:
-#: each keeps more of what the encoder knew.
-KEPT = "--center_features true --layers_to_train 2 3 4 5 --use_label_names true --learning_rate 8e-5"
-TAUGHT = f"{KEPT} --names_in_training_alone true --label_name_weight 3 --weight_interpolation 0.7 --max_steps 120"
-NAMES_KEPT = f"{KEPT} --label_name_weight 2 --weight_interpolation 0.5 --max_steps 80"
+#: Training tasks of clusters within the classes, which are told by name, too.
+CLUSTERS = f"--clusters_per_class 24 --use_label_names true --label_name_weight 3 --center_features true"
+NAMELESS = "--names_in_training_alone true"
 #: Once settings are chosen; the last step is what is tested.
 TRAINVAL = (
     "--n_way 25 --n_query 3 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
@@ -46,9 +43,11 @@ METHODS = {
     "full_protonet_names": ("protonet", f"{WIDE} {NAMES}"),
     "full_anil": ("protonet", f"{WIDE} {HEAD_STEPS}"),
     "full_anil_names": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES}"),
+    "full_clusters": ("protonet", f"{WIDE} {CLUSTERS} {NAMELESS}"),
+    "full_clusters_names": ("protonet", f"{WIDE} {CLUSTERS}"),
     "full_anil_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {TRAINVAL}"),
-    "full_anil_kept_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {TAUGHT} {TRAINVAL}"),
-    "full_anil_names_kept_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES_KEPT} {TRAINVAL}"),
+    "full_clusters_trainval": ("protonet", f"{WIDE} {CLUSTERS} {NAMELESS} {TRAINVAL}"),
+    "full_clusters_names_trainval": ("protonet", f"{WIDE} {CLUSTERS} {TRAINVAL}"),
     "full_anil_names_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES} {TRAINVAL}"),
 }
 

@@ -236,17 +236,14 @@ def test_a_run_on_clusters_goes_on_where_it_was(tiny, tmp_path, capsys):
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [["--use_label_names", "true", "--names_in_training_alone", "true"],
-     ["--use_label_names", "true", "--condition_on_names", "true"]],
-)  # fmt: skip
-def test_clusters_have_no_names_to_be_trained_on(tiny, settings):
-    with pytest.raises(ValueError, match="clusters_per_class=2"):
-        prepared([*tiny, "--clusters_per_class", "2", *settings])
-
-
-def test_names_are_known_where_tasks_are_of_classes(tiny):
+def test_clusters_are_told_by_the_names_of_their_classes(tiny):
     run = prepared([*tiny, "--clusters_per_class", "2", "--use_label_names", "true"])
-    assert run.trainer.reader(run.trainer.train_sampler[0]).support.names is None
-    assert run.trainer.reader(next(iter(run.test.values()))[0]).support.names is not None
+    sampler, reader = run.trainer.train_sampler, run.trainer.reader
+    said = {sampler.pool.readable_name(name) for name in sampler.pool.label_names}
+    assert said == {run.pools["train"].readable_name(name) for name in run.pools["train"].label_names}
+    assert reader(sampler[0]).support.names is not None
+
+
+def test_clusters_cannot_be_answered_by_name(tiny):
+    with pytest.raises(ValueError, match="clusters_per_class=2"):
+        prepared([*tiny, "--clusters_per_class", "2", "--head", "verbalizer"])

@@ -254,3 +254,19 @@ def test_on_two_ranks_one_writes_and_prints(tiny, tmp_path):
         assert results["test"][shots]["baselines"]["prototypes"]["loss"] == pytest.approx(
             entry["baselines"]["prototypes"]["loss"], rel=1e-5
         )
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_two_ranks_draw_from_the_same_clusters(tiny, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finer = [*tiny, "--clusters_per_class", "2", "--disable_tqdm"]
+    command = [sys.executable, *torchrun, str(ROOT / "recipes" / "protonet.py"), *finer]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("clusters of the training classes") == 1
+    main([*finer, "--config", str(ROOT / "recipes" / "protonet.yaml"), "--output_dir", str(tmp_path / "alone")])
+    ours, alone = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "alone"))
+    for name, value in alone.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-6)

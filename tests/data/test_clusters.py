@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, divide_classes, find_clusters
 from fewshot_nlp.data.clusters import SUFFIX
@@ -61,15 +64,18 @@ def test_no_more_clusters_than_different_points():
     assert found == {"apple/0": tuple(range(20)), "banana/0": tuple(range(20, 50))}
 
 
-def test_episodes_of_clusters_are_at_addresses_of_their_own_and_have_no_names(encoder):
-    divided = divide_classes(POOL, find_clusters(POOL, thirds, 3))
+def test_episodes_of_clusters_are_at_addresses_of_their_own_and_told_the_names_of_the_classes(encoder):
+    pool = replace(POOL, descriptions={"apple": "a fruit of a tree", "banana": "a fruit of a herb"})
+    divided = divide_classes(pool, find_clusters(pool, thirds, 3))
     sampler = EpisodeSampler(divided, n_way=6, k_shot=1, n_query=2)
-    reader = EpisodeReader([POOL, divided], encoder, use_label_names=True)
+    reader = EpisodeReader([pool, divided], encoder, use_label_names=True)
     spec = sampler[0]
     assert spec.pool == f"toy{SUFFIX}"
     assert len(set(spec.classes)) == 6
-    assert reader(spec).support.names is None
-    assert reader(EpisodeSampler(POOL, n_way=2, k_shot=1, n_query=2)[0]).support.names is not None
+    names = reader(spec).support.names["input_ids"]
+    expected = encoder.collate(encoder.encode_names([name.rpartition("/")[0] for name in spec.classes]))["input_ids"]
+    torch.testing.assert_close(names[:, : expected.shape[1]], expected)
+    assert {divided.descriptions[name] for name in spec.classes} == set(pool.descriptions.values())
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"n_clusters": 0}, "n_clusters=0"), ({"min_examples": 0}, "min_exam")])

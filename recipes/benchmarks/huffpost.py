@@ -30,8 +30,8 @@ WIDE = (
 HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate 0.2"
 #: With names there is less to learn, and it is learned sooner.
 NAMES = "--use_label_names true --label_name_weight 3 --learning_rate 1e-4 --max_steps 60"
-#: Training tasks of clusters within the classes, which are told by name, too.
-CLUSTERS = "--clusters_per_class 24 --use_label_names true --label_name_weight 3 --center_features true"
+#: Training tasks of clusters within the classes, told by the names of these, too: there is more to learn.
+CLUSTERS = "--clusters_per_class 50 --use_label_names true --label_name_weight 3 --center_features true --max_steps 300"
 NAMELESS = "--names_in_training_alone true"
 #: Once settings are chosen; the last step is what is tested.
 TRAINVAL = (

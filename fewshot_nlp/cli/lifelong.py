@@ -26,6 +26,7 @@ from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.training import FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
+from fewshot_nlp.training.interrupts import leaving_at_once
 from fewshot_nlp.training.lifelong import LifelongArguments, check_stream, learn_stream
 from fewshot_nlp.training.resume import check_output_dir
 from fewshot_nlp.types import EpisodeSpec
@@ -66,10 +67,12 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     """Run from the command line; arguments are those of the process if not given."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        run = prepare(parse_stream(given, recipe))
+        with leaving_at_once("left while the stream was prepared; nothing was learned yet."):
+            run = prepare(parse_stream(given, recipe))
     except (ValueError, OSError, ImportError) as error:
         raise refusal(error) from error
-    execute(run)
+    with leaving_at_once("left without results. A stream is learned from its first stage on: give the command again."):
+        execute(run)
 
 
 def parse_stream(argv: Sequence[str], recipe: str | Path | None = None) -> StreamSettings:

@@ -14,6 +14,7 @@ from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.data import Pool, load_pools_from_config, training_pools_from_config
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Plan, plan
+from fewshot_nlp.training.interrupts import leaving_at_once
 
 #: Texts whose lengths stand for the data set's.
 SAMPLE = 200
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
         at_least("memory_gb", chosen.memory_gb, 0.0, float)
     settings = parse(rest, recipe)
     try:
-        found, words = predict(settings)
+        with leaving_at_once("left without a plan."):
+            found, words = predict(settings)
     except RuntimeError as error:
         raise refusal(error) from error
     print(f"{words}\n{found}\n* is what the settings give; memory is above that of the loaded model, per process.")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import runpy
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from fewshot_nlp.cli.lifelong import main, parse_stream
 from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.training.interrupts import Interrupted
 from tests.tiny import WORDS
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +113,16 @@ def test_bad_input_has_one_line_to_say(tiny):
         main([*tiny, "--replay_sise", "3"])
     with pytest.raises(SystemExit, match="error: num_stages=9 does not fit the 8 classes"):
         main([*tiny, "--num_stages", "9", "--eval_strategy", "no", "--save_strategy", "no"])
+
+
+@pytest.mark.parametrize("part", ["hold_out", "learn_stream"])
+def test_a_stream_that_is_told_to_leave_says_so(part, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(f"fewshot_nlp.cli.lifelong.{part}", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        main(tiny, ROOT / "recipes" / "lifelong.yaml")
+    assert "SIGTERM: left " in capsys.readouterr().err
+
+
+def test_a_stream_has_no_clusters(tiny):
+    with pytest.raises(SystemExit, match="clusters_per_class=2"):
+        main([*tiny, "--clusters_per_class", "2"])

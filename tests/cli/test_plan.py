@@ -2,12 +2,14 @@
 
 import json
 import re
+import signal
 
 import pytest
 
 from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.plan import predict
 from fewshot_nlp.cli.train import main
+from fewshot_nlp.training.interrupts import Interrupted
 
 
 @pytest.mark.slow
@@ -28,6 +30,13 @@ def test_a_budget_that_nothing_fits_is_one_line(tiny, monkeypatch):
         main(["plan", *tiny, "--memory_gb", "0.001"])
     with pytest.raises(SystemExit, match=r"error: .*inner_stepz"):
         main(["plan", *tiny, "--inner_stepz", "3"])
+
+
+def test_a_plan_that_is_told_to_leave_says_so(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("fewshot_nlp.cli.plan.plan", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        main(["plan", *tiny])
+    assert "SIGTERM: left without a plan." in capsys.readouterr().err
 
 
 def _least():

@@ -151,6 +151,12 @@ class FewShotConfig:
         default=False,
         metadata={"help": "Subtract the mean feature of training examples from all features, and learn it further."},
     )
+    normalize_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Features of unit length, after center_features: in a class mean examples and names count alike."
+        },
+    )
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
     head_init: str = field(
         default="prototype",
@@ -360,6 +366,12 @@ class FewShotConfig:
                 raise ValueError(
                     f"{name} reads names as texts, and head='verbalizer' speaks them. Leave {name} out, or use "
                     f"head='linear'."
+                )
+        for name in ("center_features", "normalize_features"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} changes features, and head='verbalizer' answers by what names score. Leave {name} out, "
+                    f"or use head='linear'."
                 )
         # It speaks the names of classes, from where it starts, on the scale of the language model: what was left at its
         # default gives way.

@@ -157,8 +157,7 @@ class BaseLearner(ABC):
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
         features = self._bare_features(params, inputs)
-        if self.config.center_features:
-            features = features - params[centring.CENTRE]
+        features = centring.prepared(self.config, params, features)
         return metadata.modulate(params, features) if self.config.condition_on_names else features
 
     def _bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:

@@ -1,12 +1,14 @@
-"""Features around their mean: SimpleShot's "centering", Wang et al. 2019 (arXiv:1911.04623).
+"""Features around their mean, and of unit length: SimpleShot's "CL2N", Wang et al. 2019 (arXiv:1911.04623).
 
 All texts share much of their feature vector, and under cosine what they share hides what tells them apart. With
 ``μ`` ``[hidden_size]``, the mean of the features ``f`` ``[n, hidden_size]`` of training examples under the start of the
 parameters, every feature becomes::
 
-    f' = f - μ
+    f' = f - μ                  (center_features)
+    f" = f' / |f'|              (normalize_features)
 
-``μ`` is a meta-parameter: training goes on from the mean. It is known from training classes alone.
+``μ`` is a meta-parameter: training goes on from the mean. It is known from training classes alone. The cosine does not
+hear a query's length, but a class mean does: there long vectors outweigh short ones, such as those of names.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
 from fewshot_nlp.types import Params
@@ -30,6 +34,13 @@ EXAMPLES, BATCH_SIZE = 1000, 64
 def init_params(size: int) -> dict[str, Tensor]:
     """No centre yet: nothing is subtracted."""
     return {CENTRE: torch.zeros(size)}
+
+
+def prepared(config: FewShotConfig, params: Params, features: Tensor) -> Tensor:
+    """``features`` ``[n, hidden_size]``, centred and of unit length, as ``config`` wants them."""
+    if config.center_features:
+        features = features - params[CENTRE]
+    return normalize(features, dim=-1) if config.normalize_features else features
 
 
 @torch.no_grad()

@@ -111,6 +111,7 @@ LEARNERS = {
     "protonet, euclidean": named("protonet", head="prototype", distance="euclidean"),
     "protonet, linear head": named("protonet"),
     "protonet, centred": named("protonet", head="prototype", center_features=True),
+    "protonet, unit": named("protonet", head="prototype", center_features=True, normalize_features=True),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
     "matching": named("matching"),
     "matching, euclidean": named("matching", kinds=("text",), distance="euclidean"),

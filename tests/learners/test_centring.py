@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import normalize
 
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.centring import CENTRE, centred
@@ -94,3 +95,27 @@ def test_names_that_are_never_read_may_be_numbers(learner):
 def test_what_needs_names_of_every_task_is_refused(bert_folder, settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(bert_folder, names_in_training_alone=True, **settings)
+
+
+def test_of_unit_length_examples_and_names_count_alike_in_a_mean(bert_folder):
+    config = tiny_config(
+        bert_folder, learner="protonet", head="prototype", center_features=True, normalize_features=True,
+        use_label_names=True, label_name_weight=3,
+    )  # fmt: skip
+    learner = build_learner(config)
+    params = centred(learner, learner.init_params(), [spoken(12)])
+    named = random_episode([1, 3, 2], names=True)
+    found = learner.predict(params, learner.adapt(params, named.support), named.query)
+
+    def unit(inputs):
+        return normalize(learner.model.features(params, inputs).detach() - params[CENTRE], dim=-1)
+
+    examples, names = unit(named.support.inputs), unit(named.support.names)
+    sums = torch.stack([examples[named.support.labels == c].sum(0) for c in range(3)]) + 3 * names
+    torch.testing.assert_close(found, params[SCALE].exp() * unit(named.query.inputs) @ normalize(sums, dim=-1).T)
+
+
+@pytest.mark.parametrize("name", ["center_features", "normalize_features"])
+def test_scores_of_names_are_no_features(name):
+    with pytest.raises(ValueError, match=f"{name} changes features"):
+        FewShotConfig(head="verbalizer", **{name: True})

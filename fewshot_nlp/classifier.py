@@ -57,6 +57,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes: the labels to tell apart, some or all of which may have no example. Their names are read, and count as
             an example each for an adapter that was not trained to read them; by default the labels of ``fit``, whose
             names are read only by an adapter that was. Among images no name is read: each needs an example.
+        config_overrides: settings of ``FewShotConfig`` by which ``fit`` is to go on otherwise than in training, such as
+            ``{"inner_steps": 10}``; see ``FewShotAdapter.from_pretrained``.
 
     Attributes:
         classes_: the labels, sorted, ``[n_classes]``.
@@ -73,6 +75,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         device: str | torch.device | None = None,
         label_texts: Mapping[str, str] | None = None,
         classes: Iterable[Any] | None = None,
+        config_overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.adapter = adapter
         self.model_name_or_path = model_name_or_path
@@ -81,6 +84,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
         self.label_texts = label_texts
         self.classes = classes
+        self.config_overrides = config_overrides
 
     @classmethod
     def from_pretrained(
@@ -95,6 +99,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         device: str | torch.device | None = None,
         label_texts: Mapping[str, str] | None = None,
         classes: Iterable[Any] | None = None,
+        config_overrides: Mapping[str, Any] | None = None,
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
 
@@ -110,9 +115,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             device=device,
             label_texts=label_texts,
             classes=classes,
+            config_overrides=config_overrides,
         )
         adapter = FewShotAdapter.from_pretrained(
-            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            path_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            config_overrides=config_overrides,
         )
         classifier._loaded = (classifier._source(), adapter)
         return classifier
@@ -218,13 +229,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _source(self) -> tuple[Any, ...]:
         """What ``_load`` loads: as long as it stays the same, once is enough."""
-        return self.adapter, self.model_name_or_path, self.revision
+        return self.adapter, self.model_name_or_path, self.revision, self.config_overrides
 
     def _load(self) -> FewShotAdapter:
         if self.adapter is not None and self.model_name_or_path is not None:
             raise ValueError(
                 f"Both adapter={self.adapter!r} and model_name_or_path={self.model_name_or_path!r} are given. An "
                 f"adapter brings its own backbone: give one of the two."
+            )
+        if self.config_overrides and (self.adapter is None or isinstance(self.adapter, FewShotAdapter)):
+            raise ValueError(
+                f"config_overrides={self.config_overrides!r} is for an adapter that is loaded here, a folder or a Hub "
+                f"id. Give one, or FewShotAdapter.from_pretrained(..., config_overrides=...)."
             )
         if isinstance(self.adapter, FewShotAdapter):
             return self.adapter
@@ -233,7 +249,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             loaded = (
                 _untrained(self.model_name_or_path or DEFAULT_BACKBONE, self.revision)
                 if self.adapter is None
-                else FewShotAdapter.from_pretrained(self.adapter, revision=self.revision)
+                else FewShotAdapter.from_pretrained(
+                    self.adapter, revision=self.revision, config_overrides=self.config_overrides
+                )
             )
             self._loaded = (self._source(), loaded)
         return loaded

@@ -286,6 +286,22 @@ def test_from_pretrained(learner, tmp_path, backbone, monkeypatch):
         np.testing.assert_array_equal(each.fit(TEXTS, TOPICS).predict_proba(TEXTS), expected)
 
 
+def test_fit_may_go_on_otherwise_than_in_training(backbone, tmp_path):
+    learner = build_learner(tiny_config(backbone, learner="maml", inner_steps=1))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    grid = GridSearchCV(FewShotClassifier(tmp_path), {"config_overrides": [{"inner_steps": 2}, None]}, cv=2)
+    grid.fit(["light lamp", "lamp on", "play music", "stop music"], ["light", "light", "music", "music"])
+    classifier = FewShotClassifier.from_pretrained(tmp_path, config_overrides={"inner_steps": 4})
+    for each, steps in (
+        (classifier, 4),
+        (clone(classifier), 4),
+        (clone(classifier).set_params(config_overrides=None), 1),
+    ):
+        assert each.fit(["light lamp", "play music"], ["light", "music"]).learner_.config.inner_steps == steps
+    with pytest.raises(ValueError, match=r"config_overrides=.* is for an adapter that is loaded here"):
+        FewShotClassifier(config_overrides={"inner_steps": 4}).fit(["light", "music"], ["a", "b"])
+
+
 def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     classifier = FewShotClassifier(model_name_or_path=backbone, device="cpu").fit(TEXTS, TOPICS)
     first = classifier.learner_

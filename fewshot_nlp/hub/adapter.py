@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ class FewShotAdapter:
         force_download: bool = False,
         device: torch.device | str | None = None,
         model_name_or_path: str | None = None,
+        config_overrides: Mapping[str, Any] | None = None,
     ) -> FewShotAdapter:
         """Load from a folder or from the Hub. Only JSON and safetensors are read.
 
@@ -176,6 +178,8 @@ class FewShotAdapter:
                 three hold for the backbone as well.
             device: where to put backbone and parameters; the CPU if not given.
             model_name_or_path: backbone to use instead of the recorded one, for example because its folder moved.
+            config_overrides: settings of ``FewShotConfig`` by which tasks are answered otherwise than in training, such
+                as ``{"inner_steps": 10}``. One that asks for other tensors than were saved is an error.
 
         Raises:
             FileNotFoundError: there is no such folder, repository or revision, or it may not be read.
@@ -200,6 +204,8 @@ class FewShotAdapter:
             )
         if model_name_or_path is not None:
             config = replace(config, model_name_or_path=model_name_or_path, model_revision=None)
+        if config_overrides:
+            config = FewShotConfig.from_dict({**config.to_dict(), **config_overrides}, "config_overrides")
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         peft_config = None

@@ -12,10 +12,18 @@ validation classes; methods that end in _trainval then train on those, too.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
-from runs import Table, add, joined, measured, print_table
+from runs import Table, add, joined, measured, once, print_table, settings_of
+
+from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.train import prepare
+from fewshot_nlp.evaluation import compare
+from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.learners import FrozenPrototypes, LogisticRegression
+from fewshot_nlp.models.cache import FrozenFeatures
 
 RECIPES = Path(__file__).parents[1]
 COMMON = (
@@ -31,8 +39,10 @@ HEAD_STEPS = "--learner anil --head linear --inner_steps 20 --head_learning_rate
 #: With names there is less to learn, and it is learned sooner.
 NAMES = "--use_label_names true --label_name_weight 3 --learning_rate 1e-4 --max_steps 60"
 #: Training tasks of clusters within the classes, told by the names of these, too: there is more to learn.
-CLUSTERS = "--clusters_per_class 50 --use_label_names true --label_name_weight 3 --center_features true --max_steps 300"
-NAMELESS = "--names_in_training_alone true"
+CLUSTERS = (
+    "--clusters_per_class 50 --use_label_names true --label_name_weight 3 --names_in_training_alone true "
+    "--center_features true --max_steps 600"
+)
 #: Once settings are chosen; the last step is what is tested.
 TRAINVAL = (
     "--n_way 25 --n_query 3 --eval_strategy no --eval_on_start false --save_strategy no --load_best_model_at_end false"
@@ -43,29 +53,60 @@ METHODS = {
     "full_protonet_names": ("protonet", f"{WIDE} {NAMES}"),
     "full_anil": ("protonet", f"{WIDE} {HEAD_STEPS}"),
     "full_anil_names": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES}"),
-    "full_clusters": ("protonet", f"{WIDE} {CLUSTERS} {NAMELESS}"),
-    "full_clusters_names": ("protonet", f"{WIDE} {CLUSTERS}"),
+    "full_clusters": ("protonet", f"{WIDE} {CLUSTERS}"),
     "full_anil_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {TRAINVAL}"),
-    "full_clusters_trainval": ("protonet", f"{WIDE} {CLUSTERS} {NAMELESS} {TRAINVAL}"),
-    "full_clusters_names_trainval": ("protonet", f"{WIDE} {CLUSTERS} {TRAINVAL}"),
+    "full_clusters_trainval": ("protonet", f"{WIDE} {CLUSTERS} {TRAINVAL}"),
     "full_anil_names_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES} {TRAINVAL}"),
 }
+#: What another method has trained, answering otherwise: with names, which training had shrunk, as long as examples.
+ANSWERED = {
+    "full_clusters_names": "full_clusters",
+    "full_clusters_names_trainval": "full_clusters_trainval",
+}
+OTHERWISE = {"names_in_training_alone": False, "normalize_features": True}
 
 
 def run(method: str, data_dir: Path, folder: Path, extra: list[str]) -> dict:
     """Results of one method."""
-    recipe, settings = METHODS[method]
+    trained = ANSWERED.get(method, method)
+    recipe, settings = METHODS[trained]
     split_file = data_dir / "split_1.json"
     if method.endswith("_trainval"):
         split_file = joined(split_file, folder.parent / "split_1_trainval.json")
     data = ["--dataset_name", str(data_dir / "data.jsonl"), "--split_file", str(split_file)]
-    return measured(RECIPES / f"{recipe}.yaml", [*shlex.split(COMMON), *shlex.split(settings), *data, *extra], folder)
+    arguments, recipe_file = [*shlex.split(COMMON), *shlex.split(settings), *data, *extra], RECIPES / f"{recipe}.yaml"
+    results = measured(recipe_file, arguments, folder.parent / trained)
+    return results if trained == method else answered(folder.parent / trained, recipe_file, arguments, folder)
+
+
+def answered(trained: Path, recipe: Path, arguments: list[str], folder: Path) -> dict:
+    """Results of the adapter in ``trained`` with the settings ``OTHERWISE``, on the same test episodes."""
+    changes = [item for name, value in OTHERWISE.items() for item in (f"--{name}", str(value).lower())]
+    told = parse([*arguments, *changes, "--clusters_per_class", "1", "--output_dir", str(folder)], recipe)
+    results = folder / "results.json"
+
+    def evaluate() -> None:
+        run = prepare(told)
+        adapter = FewShotAdapter.from_pretrained(trained, config_overrides=OTHERWISE)
+        frozen = FrozenFeatures(run.learner.model), told.config.label_name_weight
+        baselines = {"prototypes": FrozenPrototypes(*frozen), "logistic_regression": LogisticRegression(*frozen)}
+        test = {}
+        for name, sampler in run.test.items():
+            specs = [sampler[i] for i in range(told.args.test_episodes)]
+            ours = run.trainer.evaluate_on(specs, adapter.learner, adapter.params)
+            theirs = {each: run.trainer.evaluate_on(specs, learner, {}) for each, learner in baselines.items()}
+            test[name] = compare(ours, theirs)
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps({"test": test}, indent=2) + "\n", encoding="utf-8")
+
+    once(told, {**settings_of(told), "trained": trained.name}, results, evaluate, settings_of(parse([])))
+    return json.loads(results.read_text(encoding="utf-8"))["test"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ANSWERED], default=[*METHODS, *ANSWERED])
     parser.add_argument("--output_dir", type=Path, default=Path("output/huffpost"))
     chosen, extra = parser.parse_known_args()
 

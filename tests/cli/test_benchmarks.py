@@ -107,3 +107,29 @@ def test_every_method_says_whether_it_is_told_names(name, monkeypatch, tmp_path)
         argv = [*shlex.split(script.COMMON), *shlex.split(settings), "--output_dir", str(tmp_path / method)]
         config = parse(argv, FOLDER.parent / f"{recipe}.yaml").config
         assert config.tells_names == ("names" in method)
+
+
+def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, data_file, capsys):
+    """HuffPost's methods of one training: without names, and with."""
+    script = load("huffpost", monkeypatch)
+    classes = sorted({json.loads(line)["label"] for line in data_file.read_text().splitlines()})
+    (tmp_path / "split_1.json").write_text(
+        json.dumps({"train": classes[:6], "validation": classes[6:9], "test": classes[9:]})
+    )
+    (tmp_path / "data.jsonl").write_bytes(data_file.read_bytes())
+    argv = [
+        "huffpost.py", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--methods",
+        "full_clusters_trainval", "full_clusters_names_trainval", "--model_name_or_path", bert_folder, "--n_way", "2",
+        "--eval_n_way", "2", "--n_query", "2", "--eval_n_query", "2", "--max_steps", "2", "--test_episodes", "3",
+        "--clusters_per_class", "2", "--eval_k_shots", "1", "2", "--use_cpu", "--duplicates", "keep",
+        "--max_length", "16", "--min_examples", "1",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", argv)
+    script.main()
+    first = capsys.readouterr().out.rsplit("\n| method", 1)[1]
+    found = json.loads((tmp_path / "out" / "full_clusters_names_trainval" / "results.json").read_text())["test"]
+    assert found.keys() == {"1-shot", "2-shot"}
+    assert all(entry["baselines"].keys() == {"prototypes", "logistic_regression"} for entry in found.values())
+    monkeypatch.setattr(script, "prepare", None)
+    script.main()
+    assert capsys.readouterr().out.rsplit("\n| method", 1)[1] == first

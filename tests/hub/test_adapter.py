@@ -12,7 +12,7 @@ from fewshot_nlp.config import CONFIG_NAME
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
-from tests.tiny import tiny_bert, tiny_config, tiny_tokenizer
+from tests.tiny import random_episode, tiny_bert, tiny_config, tiny_tokenizer
 
 SETTINGS = {
     "prompt_tuning": {"head_init": "zero"},
@@ -326,3 +326,30 @@ def test_a_curve_already_in_place_stays(bert_folder, tmp_path):
     adapter = trained(settings(bert_folder), info=AdapterInfo(learning_curve=tmp_path / "learning_curve.png"))
     adapter.save_pretrained(tmp_path)
     assert (tmp_path / "learning_curve.png").read_bytes() == b"png"
+
+
+def test_tasks_may_be_answered_otherwise_than_in_training(bert_folder, tmp_path):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", inner_steps=1))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    found = FewShotAdapter.from_pretrained(tmp_path, config_overrides={"inner_steps": 3, "normalize_features": True})
+    assert (found.config.inner_steps, found.learner.config.normalize_features) == (3, True)
+    assert FewShotAdapter.from_pretrained(tmp_path).config.inner_steps == 1
+    other = build_learner(tiny_config(bert_folder, learner="maml", inner_steps=3, normalize_features=True))
+    episode = random_episode([2, 1])
+    ours, theirs = (
+        each.predict(params, each.adapt(params, episode.support), episode.query)
+        for each, params in ((found.learner, found.params), (other, learner.init_params()))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [({"inner_stepz": 3}, "config_overrides has an unknown key.*inner_steps"), ({"inner_steps": -1}, "inner_steps=-1"),
+     ({"center_features": True}, "features.centre")],
+)  # fmt: skip
+def test_overrides_that_do_not_fit_are_named(bert_folder, tmp_path, overrides, said):
+    learner = build_learner(tiny_config(bert_folder, learner="maml"))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        FewShotAdapter.from_pretrained(tmp_path, config_overrides=overrides)

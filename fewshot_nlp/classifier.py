@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -229,7 +230,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _source(self) -> tuple[Any, ...]:
         """What ``_load`` loads: as long as it stays the same, once is enough."""
-        return self.adapter, self.model_name_or_path, self.revision, self.config_overrides
+        # A copy: the mapping may be changed in place later.
+        return self.adapter, self.model_name_or_path, self.revision, copy.deepcopy(self.config_overrides)
 
     def _load(self) -> FewShotAdapter:
         if self.adapter is not None and self.model_name_or_path is not None:

@@ -282,6 +282,7 @@ def test_from_pretrained(learner, tmp_path, backbone, monkeypatch):
             "label_texts": None,
             "classes": None,
             "device": "cpu",
+            "config_overrides": None,
         }
         np.testing.assert_array_equal(each.fit(TEXTS, TOPICS).predict_proba(TEXTS), expected)
 
@@ -298,6 +299,8 @@ def test_fit_may_go_on_otherwise_than_in_training(backbone, tmp_path):
         (clone(classifier).set_params(config_overrides=None), 1),
     ):
         assert each.fit(["light lamp", "play music"], ["light", "music"]).learner_.config.inner_steps == steps
+    classifier.config_overrides["inner_steps"] = 5
+    assert classifier.fit(["light lamp", "play music"], ["light", "music"]).learner_.config.inner_steps == 5
     with pytest.raises(ValueError, match=r"config_overrides=.* is for an adapter that is loaded here"):
         FewShotClassifier(config_overrides={"inner_steps": 4}).fit(["light", "music"], ["a", "b"])
 

@@ -11,7 +11,7 @@ import torch
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.data import Pool, load_pools_from_config, training_pools_from_config
+from fewshot_nlp.data import Pool, load_pools_from_config, training_pools_from_config, training_tasks
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.planner import Plan, plan
 from fewshot_nlp.training.interrupts import leaving_at_once
@@ -49,6 +49,8 @@ def predict(settings: Settings) -> tuple[Plan, str]:
     """The plan of a run's largest training episode, and that episode in words."""
     config, episodes, args = settings
     pools = training_pools_from_config(episodes, load_pools_from_config(episodes))
+    if episodes.clusters_per_class == 1:
+        training_tasks(episodes, pools)  # a plan of what can be trained
     encoder = build_learner(config).model.encoder()
     texts = [text for pool in pools for text in _sample(pool, SAMPLE // len(pools))]
     lengths = [len(ids) for ids in encoder.encode(texts)]

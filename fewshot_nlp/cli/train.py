@@ -43,7 +43,7 @@ from fewshot_nlp.learners.centring import centred
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
-from fewshot_nlp.training.faults import FAULTS, LostProcess
+from fewshot_nlp.training.faults import FAULTS, LostProcess, together
 from fewshot_nlp.training.interrupts import leaving_at_once
 from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
 from fewshot_nlp.types import EpisodeSpec, Learner
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
             return plan.main(given)
         with leaving_at_once("left while the run was prepared; nothing was trained yet."):
             run = prepare(parse(given, recipe), command)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, LostProcess) as error:
         # Bad input has one line to say; where in the code it was found does not help.
         raise refusal(error) from error
     again = "Go on with the same command and --resume_from_checkpoint true."
@@ -158,19 +158,22 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
-    finer: list[Pool] = []
+
+    def reading(drawn: Sequence[Pool]) -> EpisodeReader:
+        return EpisodeReader(
+            [*pools.values(), *drawn],
+            learner.model.encoder(),
+            use_label_names=config.use_label_names,
+            names_in_training_alone=config.names_in_training_alone,
+            label_texts=config.label_texts,
+            unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
+            n_unlabelled=episodes.n_unlabelled,
+        )
+
+    reader, finer = reading(training), []
     if train is None:
         finer = _finer(training, settings, learner, accelerator)
-        train = training_tasks(episodes, finer, args.seed)
-    reader = EpisodeReader(
-        [*pools.values(), *train.pools.values()],
-        learner.model.encoder(),
-        use_label_names=config.use_label_names,
-        names_in_training_alone=config.names_in_training_alone,
-        label_texts=config.label_texts,
-        unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
-        n_unlabelled=episodes.n_unlabelled,
-    )
+        train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     check_resumable(trainer)
@@ -334,7 +337,8 @@ def _finer(training: Sequence[Pool], settings: Settings, learner: BaseLearner, a
         taken = episodes.largest[1] + episodes.n_query
         for i, pool in enumerate(training):
             found[i] = find_clusters(pool, features, episodes.clusters_per_class, min_examples=taken, seed=args.seed)
-    broadcast_object_list(found)
+    with together(accelerator, args.ddp_timeout):
+        broadcast_object_list(found)
     return [divide_classes(pool, clusters) for pool, clusters in zip(training, found, strict=True)]
 
 

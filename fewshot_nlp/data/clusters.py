@@ -18,9 +18,6 @@ from sklearn.cluster import KMeans
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.data.pool import Pool
 
-#: Ends the name of a pool whose classes were divided: what is drawn from it is at no address of the first pool.
-SUFFIX = "-clusters"
-
 
 def find_clusters(
     pool: Pool,
@@ -36,8 +33,8 @@ def find_clusters(
         pool: of training classes.
         features: ``[n, size]`` of n examples; under cosine, unit vectors.
         n_clusters: into which each class is divided, or fewer where it has not ``min_examples`` for each on average.
-        min_examples: what an episode takes of a class. Smaller clusters are left out, unless a class would have none
-            left: then it stays whole.
+        min_examples: what an episode takes of a class. Smaller clusters are left out; a class that has not twice as
+            many examples stays whole.
         seed: of k-means.
 
     Raises:
@@ -53,7 +50,7 @@ def find_clusters(
         count = min(n_clusters, max(len(rows) // min_examples, 1), different)
         labels = KMeans(count, n_init=4, random_state=seed).fit_predict(points)
         parts = [tuple(np.asarray(rows)[labels == i].tolist()) for i in range(count)]
-        kept = [part for part in parts if len(part) >= min_examples] or [tuple(rows)]
+        kept = [part for part in parts if len(part) >= min_examples or count == 1]
         found |= {f"{name}/{i}": part for i, part in enumerate(kept)}
     return found
 
@@ -66,9 +63,9 @@ def divide_classes(pool: Pool, clusters: Mapping[str, Sequence[int]]) -> Pool:
     parents = {name: name.rpartition("/")[0] for name in clusters}
     return replace(
         pool,
-        name=pool.name + SUFFIX,
+        # What is drawn from it is at no address of the first pool.
+        name=f"{pool.name}-{len(clusters)}-clusters",
         rows_by_class={name: tuple(rows) for name, rows in clusters.items()},
         readable_names={name: pool.readable_name(parent) for name, parent in parents.items()},
         descriptions={name: pool.descriptions[own] for name, own in parents.items() if own in pool.descriptions},
-        num_dropped=pool.num_dropped + len(pool) - sum(map(len, clusters.values())),
     )

@@ -46,6 +46,12 @@ from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_inside, check_model_folder
 from fewshot_nlp.types import Params
 
+#: What a trained adapter may be told to do otherwise: settings on which none of its tensors depends.
+ANSWERING = (
+    "inner_steps", "inner_weight_decay", "inner_max_grad_norm", "use_label_names", "label_name_weight",
+    "names_in_training_alone", "label_texts", "normalize_features", "max_length", "frozen_dtype", "graph_memory_gb",
+)  # fmt: skip
+
 
 class FewShotAdapter:
     """A learner and the meta-parameters it was trained to.
@@ -179,7 +185,7 @@ class FewShotAdapter:
             device: where to put backbone and parameters; the CPU if not given.
             model_name_or_path: backbone to use instead of the recorded one, for example because its folder moved.
             config_overrides: settings of ``FewShotConfig`` by which tasks are answered otherwise than in training, such
-                as ``{"inner_steps": 10}``. One that asks for other tensors than were saved is an error.
+                as ``{"inner_steps": 10}``: those of ``ANSWERING``, on which no trained tensor depends.
 
         Raises:
             FileNotFoundError: there is no such folder, repository or revision, or it may not be read.
@@ -204,8 +210,9 @@ class FewShotAdapter:
             )
         if model_name_or_path is not None:
             config = replace(config, model_name_or_path=model_name_or_path, model_revision=None)
-        if config_overrides:
-            config = FewShotConfig.from_dict({**config.to_dict(), **config_overrides}, "config_overrides")
+        if config_overrides is not None:
+            # What was measured was measured with other settings.
+            config, info = _overridden(config, config_overrides), replace(info, results={})
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         peft_config = None
@@ -213,7 +220,12 @@ class FewShotAdapter:
             peft_config = _peft_config(folder, config)
         model = FewShotModel.build(config, peft_config, **given)
         learner = build_learner(config, model)
-        params = _read_params(folder, learner)
+        try:
+            params = _read_params(folder, learner)
+        except ValueError as error:
+            if not config_overrides:
+                raise
+            raise ValueError(f"{error} It was asked for config_overrides={config_overrides!r}.") from error
         if device is not None:
             model.to(device)
             params = {name: tensor.to(device) for name, tensor in params.items()}
@@ -296,3 +308,17 @@ def _copy_curve(curve: Path, folder: Path) -> None:
     if not curve.is_file():
         raise ValueError(f"learning_curve={str(curve)!r} is not a file. Draw it before saving, or leave it out.")
     shutil.copyfile(curve, folder / CURVE_NAME)
+
+
+def _overridden(config: FewShotConfig, overrides: Mapping[str, Any]) -> FewShotConfig:
+    """``config`` with ``overrides``, which may touch nothing that was trained."""
+    if not isinstance(overrides, Mapping):
+        raise ValueError(
+            f"config_overrides={overrides!r} must be a mapping of settings, such as {{'inner_steps': 10}}."
+        )
+    for name in overrides:
+        if name not in ANSWERING:
+            raise ValueError(
+                f"config_overrides has {name!r}, which a trained adapter cannot change. Use {', '.join(ANSWERING)}."
+            )
+    return FewShotConfig.from_dict({**config.to_dict(), **overrides}, "config_overrides")

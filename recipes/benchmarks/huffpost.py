@@ -82,12 +82,17 @@ def run(method: str, data_dir: Path, folder: Path, extra: list[str]) -> dict:
 def answered(trained: Path, recipe: Path, arguments: list[str], folder: Path) -> dict:
     """Results of the adapter in ``trained`` with the settings ``OTHERWISE``, on the same test episodes."""
     changes = [item for name, value in OTHERWISE.items() for item in (f"--{name}", str(value).lower())]
-    told = parse([*arguments, *changes, "--clusters_per_class", "1", "--output_dir", str(folder)], recipe)
+    place = ["--output_dir", str(folder)]
+    # Its training tasks are not used, and any will do.
+    told = parse([*arguments, *changes, "--clusters_per_class", "1", "--n_way", "2", *place], recipe)
+    known = {**settings_of(parse([*arguments, *place], recipe)), **OTHERWISE, "trained": trained.name}
     results = folder / "results.json"
 
     def evaluate() -> None:
         run = prepare(told)
-        adapter = FewShotAdapter.from_pretrained(trained, config_overrides=OTHERWISE)
+        adapter = FewShotAdapter.from_pretrained(
+            trained, config_overrides=OTHERWISE, device=run.trainer.accelerator.device
+        )
         frozen = FrozenFeatures(run.learner.model), told.config.label_name_weight
         baselines = {"prototypes": FrozenPrototypes(*frozen), "logistic_regression": LogisticRegression(*frozen)}
         test = {}
@@ -99,7 +104,7 @@ def answered(trained: Path, recipe: Path, arguments: list[str], folder: Path) ->
         folder.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps({"test": test}, indent=2) + "\n", encoding="utf-8")
 
-    once(told, {**settings_of(told), "trained": trained.name}, results, evaluate, settings_of(parse([])))
+    once(told, known, results, evaluate, settings_of(parse([])))
     return json.loads(results.read_text(encoding="utf-8"))["test"]
 
 

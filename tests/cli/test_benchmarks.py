@@ -125,7 +125,14 @@ def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, 
         "--max_length", "16", "--min_examples", "1",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", argv)
+    loaded, load_adapter = [], script.FewShotAdapter.from_pretrained
+    monkeypatch.setattr(
+        script.FewShotAdapter,
+        "from_pretrained",
+        lambda *given, **told: loaded.append(load_adapter(*given, **told)) or loaded[-1],
+    )
     script.main()
+    assert [each.config.tells_names and each.config.normalize_features for each in loaded] == [True]
     first = capsys.readouterr().out.rsplit("\n| method", 1)[1]
     found = json.loads((tmp_path / "out" / "full_clusters_names_trainval" / "results.json").read_text())["test"]
     assert found.keys() == {"1-shot", "2-shot"}

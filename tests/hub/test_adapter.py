@@ -345,11 +345,26 @@ def test_tasks_may_be_answered_otherwise_than_in_training(bert_folder, tmp_path)
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [({"inner_stepz": 3}, "config_overrides has an unknown key.*inner_steps"), ({"inner_steps": -1}, "inner_steps=-1"),
-     ({"center_features": True}, "features.centre")],
+    [({"inner_stepz": 3}, "'inner_stepz', which a trained adapter cannot change. Use inner_steps"),
+     ({"inner_steps": -1}, "inner_steps=-1"), (["inner_steps"], "must be a mapping"),
+     ({"lora_alpha": 64}, "'lora_alpha', which"), ({"model_name_or_path": "x"}, "'model_name_or_path', which")],
 )  # fmt: skip
 def test_overrides_that_do_not_fit_are_named(bert_folder, tmp_path, overrides, said):
     learner = build_learner(tiny_config(bert_folder, learner="maml"))
     FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=said):
         FewShotAdapter.from_pretrained(tmp_path, config_overrides=overrides)
+
+
+def test_steps_that_were_not_trained_are_named(bert_folder, tmp_path):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", inner_rule="step_rates", inner_steps=2))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"It was asked for config_overrides=\{'inner_steps': 3\}"):
+        FewShotAdapter.from_pretrained(tmp_path, config_overrides={"inner_steps": 3})
+
+
+def test_figures_of_other_settings_are_not_saved(bert_folder, tmp_path):
+    learner = build_learner(tiny_config(bert_folder, learner="maml"))
+    FewShotAdapter(learner, learner.init_params(), AdapterInfo(results={"test": {}})).save_pretrained(tmp_path)
+    assert FewShotAdapter.from_pretrained(tmp_path).info.results
+    assert not FewShotAdapter.from_pretrained(tmp_path, config_overrides={"inner_steps": 3}).info.results

@@ -18,7 +18,14 @@ from fewshot_nlp.cli.errors import refusal
 from fewshot_nlp.cli.parser import CLASSES, parse_into
 from fewshot_nlp.cli.train import EVAL_SEED
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool, load_pools_from_config
+from fewshot_nlp.data import (
+    EpisodeMixture,
+    EpisodeReader,
+    EpisodeSampler,
+    Pool,
+    load_pools_from_config,
+    training_tasks,
+)
 from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.stages import Stage, all_classes, deal_classes, group_classes, hold_out, read_groups
 from fewshot_nlp.evaluation.lifelong import draw_matrix
@@ -59,7 +66,7 @@ class StreamRun:
     settings: StreamSettings
     stages: list[Stage]
     learner: BaseLearner
-    training: dict[str, EpisodeSampler]
+    training: dict[str, EpisodeSampler | EpisodeMixture]
     held_out: dict[str, dict[str, list[EpisodeSpec]]]
 
 
@@ -99,9 +106,7 @@ def prepare(settings: StreamSettings) -> StreamRun:
     with accelerator.main_process_first():
         stages = hold_out(_arriving(episodes, lifelong), lifelong.held_out, episodes.split_seed)
     check_stream(args, lifelong, [stage.name for stage in stages])
-    shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
-    options = {name: getattr(episodes, name) for name in shape}
-    training = {stage.name: EpisodeSampler(stage.pools["train"], **options, seed=args.seed) for stage in stages}
+    training = {stage.name: training_tasks(episodes, [stage.pools["train"]], args.seed) for stage in stages}
 
     def episodes_of(stage: Stage, shot: int) -> list[EpisodeSpec]:
         sampler = EpisodeSampler(

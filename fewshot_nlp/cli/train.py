@@ -46,7 +46,7 @@ from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.faults import FAULTS, LostProcess, together
 from fewshot_nlp.training.interrupts import leaving_at_once
 from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
-from fewshot_nlp.types import EpisodeSpec, Learner
+from fewshot_nlp.types import EpisodeSpec, Learner, Params
 
 #: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
 EVAL_SEED = 0
@@ -205,12 +205,12 @@ def execute(run: Run) -> dict[str, Any]:
     output = trainer.train()
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
-    baselines = _baselines(learner, args)
+    baselines = baselines_of(learner, args)
     levels = {name: trainer.evaluate_on(specs, baselines["prototypes"]) for name, specs in trainer.eval_specs.items()}
     if is_main and run.test:
-        tested = set(run.pools["test"].label_names)
-        unseen = " that were not seen in training" if tested.isdisjoint(_label_names(run.training)) else ""
-        print(f"\nTesting on {len(tested)} classes{unseen}", flush=True)
+        classes = set(run.pools["test"].label_names)
+        unseen = " that were not seen in training" if classes.isdisjoint(_label_names(run.training)) else ""
+        print(f"\nTesting on {len(classes)} classes{unseen}", flush=True)
     results: dict[str, Any] = {
         "protocol": build_protocol(
             run.pools,
@@ -228,7 +228,7 @@ def execute(run: Run) -> dict[str, Any]:
         )
         if run.test
         else {},
-        "test": {name: _test(trainer, name, sampler, baselines) for name, sampler in run.test.items()},
+        "test": tested(run, baselines),
         "training": {
             "steps": output.global_step,
             "best_step": trainer.state.best_global_step,
@@ -261,7 +261,7 @@ def execute(run: Run) -> dict[str, Any]:
     return results
 
 
-def _baselines(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str, Learner]:
+def baselines_of(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str, Learner]:
     """What the result is shown beside; every one of them starts from the untrained backbone."""
     frozen = FrozenFeatures(learner.model), learner.config.label_name_weight
     found: dict[str, Learner] = {
@@ -276,26 +276,36 @@ def _baselines(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str
     return found
 
 
+def tested(run: Run, baselines: Mapping[str, Learner], adapter: FewShotAdapter | None = None) -> dict[str, Any]:
+    """By number of shots: the trained learner, or ``adapter`` in its place, and the baselines on the same episodes."""
+    return {name: _test(run.trainer, name, sampler, baselines, adapter) for name, sampler in run.test.items()}
+
+
 def _test(
-    trainer: FewShotTrainer, name: str, sampler: EpisodeSampler, baselines: Mapping[str, Learner]
+    trainer: FewShotTrainer,
+    name: str,
+    sampler: EpisodeSampler,
+    baselines: Mapping[str, Learner],
+    adapter: FewShotAdapter | None,
 ) -> dict[str, Any]:
-    """One number of shots: the trained learner and the baselines on the same episodes."""
     specs = [sampler[i] for i in range(trainer.args.test_episodes)]
 
-    def answer(method: str, specs: list[EpisodeSpec], learner: Learner | None = None) -> EvaluationResult:
+    def answer(
+        method: str, specs: list[EpisodeSpec], learner: Learner | None = None, params: Params | None = None
+    ) -> EvaluationResult:
         if trainer.accelerator.is_main_process:
             print(f"  {name}, {method}", flush=True)
         device = trainer.accelerator.device
-        start = None if learner is None else {key: value.to(device) for key, value in learner.init_params().items()}
+        start = None if params is None else {key: value.to(device) for key, value in params.items()}
         return trainer.evaluate_on(specs, learner, start, progress=not trainer.args.disable_tqdm)
 
-    result = answer("the trained learner", specs)
+    result = answer("the trained learner", specs, *((adapter.learner, adapter.params) if adapter else ()))
     answers = {}
     for baseline, learner in baselines.items():
         # Fine-tuning takes many steps a task.
         share = specs[: trainer.args.baseline_episodes] if baseline == "fine_tuning" else specs
         if share:
-            answers[baseline] = answer(baseline, share, learner)
+            answers[baseline] = answer(baseline, share, learner, learner.init_params())
     return compare(result, answers)
 
 

@@ -19,11 +19,8 @@ from pathlib import Path
 from runs import Table, add, joined, measured, once, print_table, settings_of
 
 from fewshot_nlp.cli.parser import parse
-from fewshot_nlp.cli.train import prepare
-from fewshot_nlp.evaluation import compare
+from fewshot_nlp.cli.train import baselines_of, prepare, tested
 from fewshot_nlp.hub import FewShotAdapter
-from fewshot_nlp.learners import FrozenPrototypes, LogisticRegression
-from fewshot_nlp.models.cache import FrozenFeatures
 
 RECIPES = Path(__file__).parents[1]
 COMMON = (
@@ -93,14 +90,7 @@ def answered(trained: Path, recipe: Path, arguments: list[str], folder: Path) ->
         adapter = FewShotAdapter.from_pretrained(
             trained, config_overrides=OTHERWISE, device=run.trainer.accelerator.device
         )
-        frozen = FrozenFeatures(run.learner.model), told.config.label_name_weight
-        baselines = {"prototypes": FrozenPrototypes(*frozen), "logistic_regression": LogisticRegression(*frozen)}
-        test = {}
-        for name, sampler in run.test.items():
-            specs = [sampler[i] for i in range(told.args.test_episodes)]
-            ours = run.trainer.evaluate_on(specs, adapter.learner, adapter.params)
-            theirs = {each: run.trainer.evaluate_on(specs, learner, {}) for each, learner in baselines.items()}
-            test[name] = compare(ours, theirs)
+        test = tested(run, baselines_of(run.learner, told.args), adapter)
         folder.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps({"test": test}, indent=2) + "\n", encoding="utf-8")
 

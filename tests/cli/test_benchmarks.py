@@ -131,7 +131,10 @@ def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, 
         "from_pretrained",
         lambda *given, **told: loaded.append(load_adapter(*given, **told)) or loaded[-1],
     )
+    answering, tested = [], script.tested
+    monkeypatch.setattr(script, "tested", lambda *given: answering.append(given[2]) or tested(*given))
     script.main()
+    assert answering == loaded
     assert [each.config.tells_names and each.config.normalize_features for each in loaded] == [True]
     first = capsys.readouterr().out.rsplit("\n| method", 1)[1]
     found = json.loads((tmp_path / "out" / "full_clusters_names_trainval" / "results.json").read_text())["test"]

@@ -151,10 +151,17 @@ class FewShotConfig:
         default=False,
         metadata={"help": "Subtract the mean feature of training examples from all features, and learn it further."},
     )
+    whiten_features: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share, from 0 to less than 1, of the covariance within training classes by which directions of "
+            "(unit) features are evened out, and learn them further; 0.05 is much."
+        },
+    )
     normalize_features: bool = field(
         default=False,
         metadata={
-            "help": "Features of unit length, after center_features: in a class mean examples and names count alike."
+            "help": "Features of unit length, after the two above: in a class mean examples and names count alike."
         },
     )
     head: str = field(default="linear", metadata={"help": f"How features become logits: {', '.join(HEADS)}."})
@@ -243,6 +250,11 @@ class FewShotConfig:
         self._check_task()
         self._check_verbalizer()
         choice("distance", self.distance, DISTANCES)
+        if not 0 <= self.whiten_features < 1:
+            raise ValueError(
+                f"whiten_features={self.whiten_features!r} is out of range. Use a share from 0 to less than 1, such as "
+                f"0.05."
+            )
         choice("learner", self.learner, LEARNERS)
         choice("inner_rule", self.inner_rule, INNER_RULES)
         at_least("max_length", self.max_length, 1)
@@ -367,7 +379,7 @@ class FewShotConfig:
                     f"{name} reads names as texts, and head='verbalizer' speaks them. Leave {name} out, or use "
                     f"head='linear'."
                 )
-        for name in ("center_features", "normalize_features"):
+        for name in ("center_features", "whiten_features", "normalize_features"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name} changes features, and head='verbalizer' answers by what names score. Leave {name} out, "

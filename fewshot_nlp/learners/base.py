@@ -144,8 +144,7 @@ class BaseLearner(ABC):
         own = {**(self.head.init_params() if self.uses_head else {}), **self.networks.init_params()}
         if self.config.condition_on_names:
             own |= metadata.init_params(self.model.hidden_size)
-        if self.config.center_features:
-            own |= centring.init_params(self.model.hidden_size)
+        own |= centring.init_params(self.config, self.model.hidden_size)
         own = {name: value.to(self.model.device, self.model.dtype) for name, value in own.items()}
         return {**self.model.init_params(), **own}
 

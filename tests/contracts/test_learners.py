@@ -112,6 +112,7 @@ LEARNERS = {
     "protonet, linear head": named("protonet"),
     "protonet, centred": named("protonet", head="prototype", center_features=True),
     "protonet, unit": named("protonet", head="prototype", center_features=True, normalize_features=True),
+    "protonet, whitened": named("protonet", head="prototype", center_features=True, whiten_features=0.5),
     "protonet, no adapter": named("protonet", head="prototype", adapter="none"),
     "matching": named("matching"),
     "matching, euclidean": named("matching", kinds=("text",), distance="euclidean"),

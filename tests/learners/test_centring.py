@@ -1,7 +1,8 @@
-"""Features around their mean, against the mean taken by hand."""
+"""Features around their mean and whitened, against means and covariances taken by hand."""
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool
 from fewshot_nlp.learners import build_learner
-from fewshot_nlp.learners.centring import CENTRE, centred
+from fewshot_nlp.learners.centring import CENTRE, WHITENING, centred, whitening
 from fewshot_nlp.models.heads import SCALE
 from tests.data.toy_data import make_pool
 from tests.tiny import WORDS, random_episode, tiny_config
@@ -115,7 +116,66 @@ def test_of_unit_length_examples_and_names_count_alike_in_a_mean(bert_folder):
     torch.testing.assert_close(found, params[SCALE].exp() * unit(named.query.inputs) @ normalize(sums, dim=-1).T)
 
 
-@pytest.mark.parametrize("name", ["center_features", "normalize_features"])
-def test_scores_of_names_are_no_features(name):
-    with pytest.raises(ValueError, match=f"{name} changes features"):
-        FewShotConfig(head="verbalizer", **{name: True})
+def test_whitened_unit_features_vary_alike_within_classes_in_all_directions():
+    rng = np.random.default_rng(0)
+    mixing = np.diag([3.0, 1.0, 0.5, 0.2]) @ np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    classes = ["a"] * 30 + ["b"] * 50 + ["c"]
+    means = {name: 2 * rng.normal(size=4) for name in "abc"}
+    features = np.stack([means[name] + rng.normal(size=4) @ mixing for name in classes])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    within = np.concatenate([unit[:30] - unit[:30].mean(0), unit[30:80] - unit[30:80].mean(0), np.zeros((1, 4))])
+    covariance = np.cov(within.T, bias=True)
+    covariance /= np.trace(covariance) / 4
+    for share in (0.05, 0.5, 0.999):
+        found = whitening(torch.from_numpy(features), classes, share).numpy()
+        np.testing.assert_allclose(found, found.T, rtol=0, atol=1e-12)
+        # A is the inverse square root of the mixture: A (share C + (1 - share) I) A = I.
+        np.testing.assert_allclose(
+            found @ (share * covariance + (1 - share) * np.eye(4)) @ found, np.eye(4), rtol=0, atol=1e-10
+        )
+        assert (np.linalg.eigvalsh(found) > 0).all()
+
+
+def test_features_are_whitened_around_the_centre(bert_folder):
+    config = tiny_config(
+        bert_folder, learner="protonet", head="prototype", center_features=True, whiten_features=0.5
+    )  # fmt: skip
+    learner = build_learner(config)
+    start = learner.init_params()
+    assert torch.equal(start[WHITENING], torch.eye(learner.model.hidden_size))
+    pools = [spoken(12), spoken(3, "other")]
+    params = centred(learner, start, pools)
+    texts = [text for pool in pools for text in pool.examples(list(range(pool.dataset.num_rows)))]
+    features = learner.model.features(start, learner.model.encoder()(texts)).detach().double()
+    torch.testing.assert_close(params[CENTRE].double(), features.mean(dim=0))
+    # The classes of two pools are two, whatever they are called.
+    by_hand = whitening(features - features.mean(dim=0), ["one"] * 12 + ["two"] * 3, 0.5)
+    torch.testing.assert_close(params[WHITENING].double(), by_hand, rtol=1e-4, atol=1e-4)
+
+    def whitened(inputs):
+        return normalize(learner.model.features(params, inputs).detach() - params[CENTRE], dim=-1) @ params[WHITENING]
+
+    support, query = EPISODE.support, EPISODE.query
+    found = learner.predict(params, learner.adapt(params, support), query)
+    means = torch.stack([whitened(support.inputs)[support.labels == c].mean(0) for c in range(3)])
+    cosines = normalize(whitened(query.inputs), dim=-1) @ normalize(means, dim=-1).T
+    torch.testing.assert_close(found, params[SCALE].exp() * cosines)
+
+
+def test_examples_that_do_not_differ_say_nothing_of_directions(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="protonet", head="prototype", whiten_features=0.1))
+    alike = Pool("toy", "train", {"a": (0, 1), "b": (2,)}, Dataset.from_dict({"text": ["book", "book", "play"]}))
+    with pytest.raises(ValueError, match="no class here has two examples that differ: 3 examples of 2 classes"):
+        centred(learner, learner.init_params(), [alike])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_share_that_leaves_nothing_of_the_identity_is_refused(share):
+    with pytest.raises(ValueError, match=r"whiten_features=.*Use a share from 0 to less than 1"):
+        FewShotConfig(whiten_features=share)
+
+
+@pytest.mark.parametrize("setting", [{"center_features": True}, {"whiten_features": 0.1}, {"normalize_features": True}])
+def test_scores_of_names_are_no_features(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} changes features"):
+        FewShotConfig(head="verbalizer", **setting)

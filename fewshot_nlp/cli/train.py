@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import HfApi
 
 from fewshot_nlp.checks import printable
@@ -203,6 +203,11 @@ def execute(run: Run) -> dict[str, Any]:
     if is_main:
         announce(run.settings, run.pools, run.training, learner, trainer, run.clusters)
     output = trainer.train()
+    params = trainer.detached_params()
+    if learner.config.whiten_features:
+        # Features are not what they were: their covariance is found anew, on the first process for all.
+        params = broadcast(centred(learner, params, list(run.training.values()), args.seed))
+    trained = FewShotAdapter(learner, params)
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
     baselines = baselines_of(learner, args)
@@ -228,7 +233,7 @@ def execute(run: Run) -> dict[str, Any]:
         )
         if run.test
         else {},
-        "test": tested(run, baselines),
+        "test": tested(run, baselines, trained),
         "training": {
             "steps": output.global_step,
             "best_step": trainer.state.best_global_step,
@@ -251,7 +256,7 @@ def execute(run: Run) -> dict[str, Any]:
         )
         with tempfile.TemporaryDirectory() as drawn:
             info.learning_curve = _draw(run, Path(drawn), {name: result.accuracy for name, result in levels.items()})
-            adapter = FewShotAdapter(learner, trainer.detached_params(), info)
+            adapter = FewShotAdapter(learner, params, info)
             adapter.save_pretrained(args.output_dir)
             if run.repo_id is not None:
                 adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
@@ -276,8 +281,8 @@ def baselines_of(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[s
     return found
 
 
-def tested(run: Run, baselines: Mapping[str, Learner], adapter: FewShotAdapter | None = None) -> dict[str, Any]:
-    """By number of shots: the trained learner, or ``adapter`` in its place, and the baselines on the same episodes."""
+def tested(run: Run, baselines: Mapping[str, Learner], adapter: FewShotAdapter) -> dict[str, Any]:
+    """By number of shots: the trained ``adapter``, and the baselines on the same episodes."""
     return {name: _test(run.trainer, name, sampler, baselines, adapter) for name, sampler in run.test.items()}
 
 
@@ -286,7 +291,7 @@ def _test(
     name: str,
     sampler: EpisodeSampler,
     baselines: Mapping[str, Learner],
-    adapter: FewShotAdapter | None,
+    adapter: FewShotAdapter,
 ) -> dict[str, Any]:
     specs = [sampler[i] for i in range(trainer.args.test_episodes)]
 
@@ -299,7 +304,7 @@ def _test(
         start = None if params is None else {key: value.to(device) for key, value in params.items()}
         return trainer.evaluate_on(specs, learner, start, progress=not trainer.args.disable_tqdm)
 
-    result = answer("the trained learner", specs, *((adapter.learner, adapter.params) if adapter else ()))
+    result = answer("the trained learner", specs, adapter.learner, adapter.params)
     answers = {}
     for baseline, learner in baselines.items():
         # Fine-tuning takes many steps a task.

@@ -49,7 +49,8 @@ from fewshot_nlp.types import Params
 #: What a trained adapter may be told to do otherwise: settings on which none of its tensors depends.
 ANSWERING = (
     "inner_steps", "inner_weight_decay", "inner_max_grad_norm", "use_label_names", "label_name_weight",
-    "names_in_training_alone", "label_texts", "normalize_features", "max_length", "frozen_dtype", "graph_memory_gb",
+    "names_in_training_alone", "label_texts", "normalize_features", "distance", "max_length", "frozen_dtype",
+    "graph_memory_gb",
 )  # fmt: skip
 
 

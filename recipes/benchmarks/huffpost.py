@@ -38,7 +38,7 @@ NAMES = "--use_label_names true --label_name_weight 3 --learning_rate 1e-4 --max
 #: Training tasks of clusters within the classes, told by the names of these, too: there is more to learn.
 CLUSTERS = (
     "--clusters_per_class 50 --use_label_names true --label_name_weight 3 --names_in_training_alone true "
-    "--center_features true --max_steps 600"
+    "--center_features true --whiten_features 0.05 --max_steps 600"
 )
 #: Once settings are chosen; the last step is what is tested.
 TRAINVAL = (
@@ -55,17 +55,21 @@ METHODS = {
     "full_clusters_trainval": ("protonet", f"{WIDE} {CLUSTERS} {TRAINVAL}"),
     "full_anil_names_trainval": ("protonet", f"{WIDE} {HEAD_STEPS} {NAMES} {TRAINVAL}"),
 }
-#: What another method has trained, answering otherwise: with names, which training had shrunk, as long as examples.
+#: What another method has trained, answering otherwise: by squared distances of unit features, where names, which
+#: training had shrunk, are as long as examples.
+EUCLIDEAN = {"distance": "euclidean", "normalize_features": True}
+WITH_NAMES = {**EUCLIDEAN, "names_in_training_alone": False}
 ANSWERED = {
-    "full_clusters_names": "full_clusters",
-    "full_clusters_names_trainval": "full_clusters_trainval",
+    "full_clusters_euclidean": ("full_clusters", EUCLIDEAN),
+    "full_clusters_names": ("full_clusters", WITH_NAMES),
+    "full_clusters_euclidean_trainval": ("full_clusters_trainval", EUCLIDEAN),
+    "full_clusters_names_trainval": ("full_clusters_trainval", WITH_NAMES),
 }
-OTHERWISE = {"names_in_training_alone": False, "normalize_features": True}
 
 
 def run(method: str, data_dir: Path, folder: Path, extra: list[str]) -> dict:
     """Results of one method."""
-    trained = ANSWERED.get(method, method)
+    trained, otherwise = ANSWERED.get(method, (method, {}))
     recipe, settings = METHODS[trained]
     split_file = data_dir / "split_1.json"
     if method.endswith("_trainval"):
@@ -73,22 +77,22 @@ def run(method: str, data_dir: Path, folder: Path, extra: list[str]) -> dict:
     data = ["--dataset_name", str(data_dir / "data.jsonl"), "--split_file", str(split_file)]
     arguments, recipe_file = [*shlex.split(COMMON), *shlex.split(settings), *data, *extra], RECIPES / f"{recipe}.yaml"
     results = measured(recipe_file, arguments, folder.parent / trained)
-    return results if trained == method else answered(folder.parent / trained, recipe_file, arguments, folder)
+    return answered(folder.parent / trained, otherwise, recipe_file, arguments, folder) if otherwise else results
 
 
-def answered(trained: Path, recipe: Path, arguments: list[str], folder: Path) -> dict:
-    """Results of the adapter in ``trained`` with the settings ``OTHERWISE``, on the same test episodes."""
-    changes = [item for name, value in OTHERWISE.items() for item in (f"--{name}", str(value).lower())]
+def answered(trained: Path, otherwise: dict, recipe: Path, arguments: list[str], folder: Path) -> dict:
+    """Results of the adapter in ``trained`` with the settings ``otherwise``, on the same test episodes."""
+    changes = [item for name, value in otherwise.items() for item in (f"--{name}", str(value).lower())]
     place = ["--output_dir", str(folder)]
     # Its training tasks are not used, and any will do.
     told = parse([*arguments, *changes, "--clusters_per_class", "1", "--n_way", "2", *place], recipe)
-    known = {**settings_of(parse([*arguments, *place], recipe)), **OTHERWISE, "trained": trained.name}
+    known = {**settings_of(parse([*arguments, *place], recipe)), **otherwise, "trained": trained.name}
     results = folder / "results.json"
 
     def evaluate() -> None:
         run = prepare(told)
         adapter = FewShotAdapter.from_pretrained(
-            trained, config_overrides=OTHERWISE, device=run.trainer.accelerator.device
+            trained, config_overrides=otherwise, device=run.trainer.accelerator.device
         )
         test = tested(run, baselines_of(run.learner, told.args), adapter)
         folder.mkdir(parents=True, exist_ok=True)

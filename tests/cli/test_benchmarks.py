@@ -119,7 +119,8 @@ def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, 
     (tmp_path / "data.jsonl").write_bytes(data_file.read_bytes())
     argv = [
         "huffpost.py", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--methods",
-        "full_clusters_trainval", "full_clusters_names_trainval", "--model_name_or_path", bert_folder, "--n_way", "2",
+        "full_clusters_trainval", "full_clusters_euclidean_trainval", "full_clusters_names_trainval",
+        "--model_name_or_path", bert_folder, "--n_way", "2",
         "--eval_n_way", "2", "--n_query", "2", "--eval_n_query", "2", "--max_steps", "2", "--test_episodes", "3",
         "--clusters_per_class", "2", "--eval_k_shots", "1", "2", "--use_cpu", "--duplicates", "keep",
         "--max_length", "16", "--min_examples", "1",
@@ -135,7 +136,8 @@ def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, 
     monkeypatch.setattr(script, "tested", lambda *given: answering.append(given[2]) or tested(*given))
     script.main()
     assert answering == loaded
-    assert [each.config.tells_names and each.config.normalize_features for each in loaded] == [True]
+    assert [each.config.tells_names for each in loaded] == [False, True]
+    assert all(each.config.normalize_features and each.config.distance == "euclidean" for each in loaded)
     first = capsys.readouterr().out.rsplit("\n| method", 1)[1]
     found = json.loads((tmp_path / "out" / "full_clusters_names_trainval" / "results.json").read_text())["test"]
     assert found.keys() == {"1-shot", "2-shot"}

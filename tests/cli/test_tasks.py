@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 
 from fewshot_nlp.cli.parser import parse
-from fewshot_nlp.cli.train import main, prepare
+from fewshot_nlp.cli.train import execute, main, prepare
 from fewshot_nlp.data import loading
+from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.learners.centring import WHITENING, centred
 
 SAVING = ["--save_strategy", "steps", "--save_steps", "2"]
 
@@ -234,6 +237,21 @@ def test_a_run_on_clusters_goes_on_where_it_was(tiny, tmp_path, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     main([*argv, "--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-2")])
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == whole
+
+
+def test_the_covariance_is_of_what_training_made(tiny, tmp_path):
+    argv = [*tiny, "--center_features", "true", "--whiten_features", "0.5", "--clusters_per_class", "2"]
+    run = prepared(argv)
+    pools = list(run.training.values())
+    # Where training begins it is that of the training classes, and not of their clusters.
+    begun = centred(run.learner, run.learner.init_params(), pools, run.settings.args.seed)
+    assert torch.equal(run.trainer.params[WHITENING], begun[WHITENING])
+    execute(run)
+    trained = run.trainer.detached_params()
+    kept = FewShotAdapter.from_pretrained(tmp_path / "out").params
+    found = centred(run.learner, trained, pools, run.settings.args.seed)
+    assert all(torch.equal(kept[name], found[name]) for name in found)
+    assert not torch.equal(kept[WHITENING], trained[WHITENING])
 
 
 def test_clusters_are_told_by_the_names_of_their_classes(tiny):

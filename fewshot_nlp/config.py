@@ -154,8 +154,8 @@ class FewShotConfig:
     whiten_features: float = field(
         default=0.0,
         metadata={
-            "help": "Share, from 0 to less than 1, of the covariance within training classes by which directions of "
-            "(unit) features are evened out, and learn them further; 0.05 is much."
+            "help": "Even out the directions in which (unit) features of one training class differ, by this share of "
+            "their covariance, from 0 to less than 1, such as 0.05, and learn that further."
         },
     )
     normalize_features: bool = field(

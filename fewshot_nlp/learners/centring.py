@@ -11,8 +11,9 @@ parameters, every feature becomes::
 
 ``C`` ``[hidden_size, hidden_size]`` is the covariance of unit features ``f1 / |f1|`` within training classes, scaled to
 a mean variance of 1: directions in which examples of one class differ count less, and the share ``w`` says how much.
-``μ`` and ``A`` are meta-parameters: training goes on from them. They are known from training classes alone. The cosine
-does not hear a query's length, but a class mean does: there long vectors outweigh short ones, such as those of names.
+``μ`` and ``A`` are meta-parameters: training goes on from them, and a run that whitens finds both anew when training is
+over. They are known from training classes alone. The cosine does not hear a query's length, but a class mean does:
+there long vectors outweigh short ones, such as those of names.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def centred(learner: Any, params: Params, pools: Sequence[Pool], seed: int = 0) 
     wanted = {CENTRE, WHITENING} & params.keys()
     if not wanted:
         return dict(params)
+    device = next(iter(params.values())).device
     encoder, most = learner.model.encoder(), COVARIANCE_EXAMPLES if WHITENING in wanted else EXAMPLES
     found: list[Tensor] = []
     classes: list[str] = []
@@ -78,9 +80,9 @@ def centred(learner: Any, params: Params, pools: Sequence[Pool], seed: int = 0) 
         for first in range(0, len(chosen), BATCH_SIZE):
             examples = pool.examples([row for _, row in chosen[first : first + BATCH_SIZE]])
             inputs = encoder.collate(encoder.encode(examples))
-            device = next(iter(params.values())).device
             inputs = {name: value.to(device) for name, value in inputs.items()}
-            found.append(learner.model.features(params, inputs).double())
+            # Sums are in double precision, which not every accelerator has.
+            found.append(learner.model.features(params, inputs).cpu().double())
     features, params = torch.cat(found), dict(params)
     if CENTRE in wanted:
         mean = features.mean(dim=0)
@@ -94,12 +96,13 @@ def whitening(features: Tensor, classes: Sequence[str], share: float) -> Tensor:
     """``A`` ``[hidden_size, hidden_size]`` of the module's docstring, symmetric, from ``features`` ``[n, hidden_size]``
     around the mean, of ``classes`` ``[n]``; ``share`` is ``w``, from 0 to less than 1."""
     numbers = {name: i for i, name in enumerate(dict.fromkeys(classes))}
-    labels = torch.tensor([numbers[name] for name in classes], device=features.device)
+    labels = torch.tensor([numbers[name] for name in classes])
     unit = normalize(features, dim=-1)
     within = unit - class_means(unit, labels, len(numbers))[labels]
     covariance = within.T @ within
     variance = covariance.diagonal().mean()
-    if not variance > torch.finfo(torch.float32).eps ** 2:
+    # The same text is not quite the same feature in another batch.
+    if not variance > 1e-10 * len(classes):
         raise ValueError(
             f"whiten_features={share} needs the covariance within training classes, and no class here has two examples "
             f"that differ: {len(classes)} examples of {len(numbers)} classes. Give more examples, or leave it out."

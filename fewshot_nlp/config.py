@@ -155,7 +155,7 @@ class FewShotConfig:
         default=0.0,
         metadata={
             "help": "Even out the directions in which (unit) features of one training class differ, by this share of "
-            "their covariance, from 0 to less than 1, such as 0.05, and learn that further."
+            "their covariance, from 0 to less than 1, such as 0.05; found by the command, before training and after it."
         },
     )
     normalize_features: bool = field(

@@ -14,6 +14,7 @@ from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import EpisodeSampler, Pool
 from fewshot_nlp.evaluation import results_table
 from fewshot_nlp.evaluation.pictures import draw_episode
+from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, GradientLearner, learner_class
 from fewshot_nlp.models.model import NAME_TOKENS
 from fewshot_nlp.training import FewShotTrainer
@@ -102,12 +103,17 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
 
 
 def picture(
-    path: Path, settings: Settings, trainer: FewShotTrainer, test: Mapping[str, EpisodeSampler], pool: Pool
+    path: Path,
+    settings: Settings,
+    trainer: FewShotTrainer,
+    trained: FewShotAdapter,
+    test: Mapping[str, EpisodeSampler],
+    pool: Pool,
 ) -> None:
     """Draw the first test task of images: what was learned from, and what was answered."""
     shots, sampler = next(iter(test.items()))
     title = printable(f"{method_name(settings)}, {pool.name}, {shots}")
-    draw_episode(path, trainer.learner, trainer.detached_params(), sampler[0], trainer.reader, pool, title)
+    draw_episode(path, trained.learner, trained.params, sampler[0], trainer.reader, pool, title)
 
 
 def _gradient(settings: Settings, learner: GradientLearner) -> str:

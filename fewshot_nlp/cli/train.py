@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import HfApi
+from torch import Tensor
 
 from fewshot_nlp.checks import printable
 from fewshot_nlp.cli import plan
@@ -174,6 +175,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     if train is None:
         finer = _finer(training, settings, learner, accelerator)
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
+    learner.model.to(accelerator.device)
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     check_resumable(trainer)
@@ -203,11 +205,7 @@ def execute(run: Run) -> dict[str, Any]:
     if is_main:
         announce(run.settings, run.pools, run.training, learner, trainer, run.clusters)
     output = trainer.train()
-    params = trainer.detached_params()
-    if learner.config.whiten_features:
-        # Features are not what they were: their covariance is found anew, on the first process for all.
-        params = broadcast(centred(learner, params, list(run.training.values()), args.seed))
-    trained = FewShotAdapter(learner, params)
+    trained = FewShotAdapter(learner, _final_params(run))
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
     baselines = baselines_of(learner, args)
@@ -244,7 +242,7 @@ def execute(run: Run) -> dict[str, Any]:
 
     if is_main:
         if run.test and run.pools["test"].kind == "image":
-            picture(Path(args.output_dir) / "episode.png", run.settings, trainer, run.test, run.pools["test"])
+            picture(Path(args.output_dir) / "episode.png", run.settings, trainer, trained, run.test, run.pools["test"])
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
@@ -256,7 +254,7 @@ def execute(run: Run) -> dict[str, Any]:
         )
         with tempfile.TemporaryDirectory() as drawn:
             info.learning_curve = _draw(run, Path(drawn), {name: result.accuracy for name, result in levels.items()})
-            adapter = FewShotAdapter(learner, params, info)
+            adapter = FewShotAdapter(learner, trained.params, info)
             adapter.save_pretrained(args.output_dir)
             if run.repo_id is not None:
                 adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
@@ -264,6 +262,22 @@ def execute(run: Run) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
+
+
+def _final_params(run: Run) -> dict[str, Tensor]:
+    """What is tested and kept. Trained features are not what they were: where they are whitened, the first process
+    finds their centre and covariance anew."""
+    learner, trainer, args = run.learner, run.trainer, run.settings.args
+    params = trainer.detached_params()
+    if not learner.config.whiten_features:
+        return params
+    if trainer.accelerator.is_main_process:
+        try:
+            params = centred(learner, params, list(run.training.values()), args.seed)
+        except ValueError as error:
+            raise FloatingPointError(f"Training made all features alike. {error}") from error
+    with together(trainer.accelerator, args.ddp_timeout):
+        return broadcast(params)
 
 
 def baselines_of(learner: BaseLearner, args: FewShotTrainingArguments) -> dict[str, Learner]:

@@ -46,7 +46,8 @@ from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_inside, check_model_folder
 from fewshot_nlp.types import Params
 
-#: What a trained adapter may be told to do otherwise: settings on which none of its tensors depends.
+#: What a trained adapter may be told to do otherwise: settings on which no tensor's name or shape depends. A scale that
+#: was learned for one distance leaves the answers of another right, and their probabilities more or less sure.
 ANSWERING = (
     "inner_steps", "inner_weight_decay", "inner_max_grad_norm", "use_label_names", "label_name_weight",
     "names_in_training_alone", "label_texts", "normalize_features", "distance", "max_length", "frozen_dtype",
@@ -186,7 +187,7 @@ class FewShotAdapter:
             device: where to put backbone and parameters; the CPU if not given.
             model_name_or_path: backbone to use instead of the recorded one, for example because its folder moved.
             config_overrides: settings of ``FewShotConfig`` by which tasks are answered otherwise than in training, such
-                as ``{"inner_steps": 10}``: those of ``ANSWERING``, on which no trained tensor depends.
+                as ``{"inner_steps": 10}``: those of ``ANSWERING``, with which the trained tensors still fit.
 
         Raises:
             FileNotFoundError: there is no such folder, repository or revision, or it may not be read.

@@ -113,6 +113,7 @@ class BaseLearner(ABC):
         self.head: Head = build_head(self.config, model.hidden_size, self.fast_head, self.asks)
         self.networks = Networks(self.build_networks, model.seed)
         self._check_step_loss_weights()
+        self._check_whitening()
         if self.config.head_reads_names and (self.reads_names or not (self.uses_head and self.starts_head)):
             raise ValueError(
                 f"learn_label_name_weight, head_init='names' and head='verbalizer' are of the head's start, and "
@@ -138,6 +139,16 @@ class BaseLearner(ABC):
             raise ValueError(
                 f"step_loss_weights={self.config.step_loss_weights} weigh inner steps, and learner="
                 f"{self.config.learner!r} has none. Leave them out, or use one with an inner loop, such as 'maml'."
+            )
+
+    def _check_whitening(self) -> None:
+        told = self.config.condition_on_names
+        by_head = self.config.task == "classification" and self.uses_head and not self.fast_body and not told
+        if self.config.whiten_features and (not by_head or self.networks.init_params()):
+            raise ValueError(
+                f"whiten_features={self.config.whiten_features} is found anew once training is over, when learner="
+                f"{self.config.learner!r}{' with condition_on_names' if told else ''} has learned more on top of the "
+                f"features than a head. Leave it out, or use learner='protonet' or 'anil'."
             )
 
     def init_params(self) -> dict[str, Tensor]:

@@ -90,6 +90,9 @@ class FineTuning(GradientLearner):
         speaks = learner.config.head == "verbalizer"
         config = replace(
             learner.config,
+            # Nothing has found them under these parameters.
+            center_features=False,
+            whiten_features=0.0,
             head="verbalizer" if speaks else "linear",
             head_init="names" if speaks else head_init,
             inner_rule="adam",

@@ -11,9 +11,9 @@ parameters, every feature becomes::
 
 ``C`` ``[hidden_size, hidden_size]`` is the covariance of unit features ``f1 / |f1|`` within training classes, scaled to
 a mean variance of 1: directions in which examples of one class differ count less, and the share ``w`` says how much.
-``μ`` and ``A`` are meta-parameters: training goes on from them, and a run that whitens finds both anew when training is
-over. They are known from training classes alone. The cosine does not hear a query's length, but a class mean does:
-there long vectors outweigh short ones, such as those of names.
+``μ`` and ``A`` are meta-parameters: training goes on from them, and a run that whitens finds both anew once training is
+over, after its last validation; in Python that is ``centred``. They are known from training classes alone. The cosine
+does not hear a query's length, but a class mean does: there long vectors outweigh short ones, such as those of names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
-from fewshot_nlp.models.heads import class_means
+from fewshot_nlp.models.heads import class_means, full_precision
 from fewshot_nlp.types import Params
 
 CENTRE, WHITENING = "features.centre", "features.whitening"
@@ -48,7 +48,8 @@ def prepared(config: FewShotConfig, params: Params, features: Tensor) -> Tensor:
     if config.center_features:
         features = features - params[CENTRE]
     if config.whiten_features:
-        features = normalize(features, dim=-1) @ params[WHITENING].T
+        with full_precision(features):
+            features = normalize(features, dim=-1) @ params[WHITENING].T
     return normalize(features, dim=-1) if config.normalize_features else features
 
 
@@ -82,7 +83,7 @@ def centred(learner: Any, params: Params, pools: Sequence[Pool], seed: int = 0) 
             inputs = encoder.collate(encoder.encode(examples))
             inputs = {name: value.to(device) for name, value in inputs.items()}
             # Sums are in double precision, which not every accelerator has.
-            found.append(learner.model.features(params, inputs).cpu().double())
+            found.append(learner._bare_features(params, inputs).cpu().double())
     features, params = torch.cat(found), dict(params)
     if CENTRE in wanted:
         mean = features.mean(dim=0)

@@ -9,12 +9,14 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 
+from fewshot_nlp.cli import train
 from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import execute, main, prepare
 from fewshot_nlp.data import loading
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.learners.centring import WHITENING, centred
 
+PROTONET = ["--learner", "protonet", "--head", "prototype"]
 SAVING = ["--save_strategy", "steps", "--save_steps", "2"]
 
 
@@ -239,8 +241,10 @@ def test_a_run_on_clusters_goes_on_where_it_was(tiny, tmp_path, capsys):
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == whole
 
 
-def test_the_covariance_is_of_what_training_made(tiny, tmp_path):
-    argv = [*tiny, "--center_features", "true", "--whiten_features", "0.5", "--clusters_per_class", "2"]
+def test_the_covariance_is_of_what_training_made(tiny, tmp_path, monkeypatch):
+    answering = []
+    monkeypatch.setattr(train, "tested", lambda *given: answering.append(given[2].params) or {})
+    argv = [*tiny, "--center_features", "true", "--whiten_features", "0.5", "--clusters_per_class", "2", *PROTONET]
     run = prepared(argv)
     pools = list(run.training.values())
     # Where training begins it is that of the training classes, and not of their clusters.
@@ -251,7 +255,19 @@ def test_the_covariance_is_of_what_training_made(tiny, tmp_path):
     kept = FewShotAdapter.from_pretrained(tmp_path / "out").params
     found = centred(run.learner, trained, pools, run.settings.args.seed)
     assert all(torch.equal(kept[name], found[name]) for name in found)
+    assert all(torch.equal(answering[0][name], found[name]) for name in found)
     assert not torch.equal(kept[WHITENING], trained[WHITENING])
+
+
+def test_features_that_training_made_alike_are_said_in_one_line(tiny, monkeypatch):
+    run = prepared([*tiny, "--whiten_features", "0.5", *PROTONET])
+
+    def alike(*_):
+        raise ValueError("no class here has two examples that differ")
+
+    monkeypatch.setattr(train, "centred", alike)
+    with pytest.raises(FloatingPointError, match="Training made all features alike"):
+        execute(run)
 
 
 def test_clusters_are_told_by_the_names_of_their_classes(tiny):

@@ -328,13 +328,21 @@ def test_a_curve_already_in_place_stays(bert_folder, tmp_path):
     assert (tmp_path / "learning_curve.png").read_bytes() == b"png"
 
 
-def test_tasks_may_be_answered_otherwise_than_in_training(bert_folder, tmp_path):
-    learner = build_learner(tiny_config(bert_folder, learner="maml", inner_steps=1))
+@pytest.mark.parametrize(
+    ("built", "otherwise"),
+    [
+        ({"learner": "maml", "inner_steps": 1}, {"inner_steps": 3, "normalize_features": True}),
+        ({"learner": "protonet", "head": "prototype"}, {"distance": "euclidean", "normalize_features": True}),
+    ],
+)
+def test_tasks_may_be_answered_otherwise_than_in_training(built, otherwise, bert_folder, tmp_path):
+    learner = build_learner(tiny_config(bert_folder, **built))
     FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
-    found = FewShotAdapter.from_pretrained(tmp_path, config_overrides={"inner_steps": 3, "normalize_features": True})
-    assert (found.config.inner_steps, found.learner.config.normalize_features) == (3, True)
-    assert FewShotAdapter.from_pretrained(tmp_path).config.inner_steps == 1
-    other = build_learner(tiny_config(bert_folder, learner="maml", inner_steps=3, normalize_features=True))
+    found = FewShotAdapter.from_pretrained(tmp_path, config_overrides=otherwise)
+    assert otherwise.items() <= found.learner.config.to_dict().items()
+    as_trained = FewShotAdapter.from_pretrained(tmp_path).config
+    assert all(getattr(as_trained, name) != value for name, value in otherwise.items())
+    other = build_learner(tiny_config(bert_folder, **{**built, **otherwise}))
     episode = random_episode([2, 1])
     ours, theirs = (
         each.predict(params, each.adapt(params, episode.support), episode.query)

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, Pool
 from fewshot_nlp.learners import build_learner
-from fewshot_nlp.learners.centring import CENTRE, WHITENING, centred, whitening
+from fewshot_nlp.learners.centring import CENTRE, WHITENING, centred, prepared, whitening
 from fewshot_nlp.models.heads import SCALE
 from tests.data.toy_data import make_pool
 from tests.tiny import WORDS, random_episode, tiny_config
@@ -160,6 +160,44 @@ def test_features_are_whitened_around_the_centre(bert_folder):
     means = torch.stack([whitened(support.inputs)[support.labels == c].mean(0) for c in range(3)])
     cosines = normalize(whitened(query.inputs), dim=-1) @ normalize(means, dim=-1).T
     torch.testing.assert_close(found, params[SCALE].exp() * cosines)
+
+
+def test_more_examples_are_behind_a_covariance_than_behind_a_mean(bert_folder, monkeypatch):
+    monkeypatch.setattr("fewshot_nlp.learners.centring.EXAMPLES", 2)
+    monkeypatch.setattr("fewshot_nlp.learners.centring.COVARIANCE_EXAMPLES", 18)
+    settings = {"learner": "protonet", "head": "prototype", "center_features": True}
+    few, many = (build_learner(tiny_config(bert_folder, whiten_features=w, **settings)) for w in (0.0, 0.1))
+    pool = [spoken(18)]
+    found = centred(many, many.init_params(), pool)[CENTRE]
+    assert not torch.allclose(found, centred(few, few.init_params(), pool)[CENTRE])
+    monkeypatch.setattr("fewshot_nlp.learners.centring.EXAMPLES", 18)
+    torch.testing.assert_close(found, centred(few, few.init_params(), pool)[CENTRE])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_any_matrix_is_multiplied_from_the_left_in_full_precision(half, bert_folder):
+    config = tiny_config(bert_folder, learner="protonet", head="prototype", whiten_features=0.1)
+    learner = build_learner(config)
+    features = torch.randn(5, learner.model.hidden_size)
+    matrix = torch.randn(learner.model.hidden_size, learner.model.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = prepared(config, {**learner.init_params(), WHITENING: matrix}, features)
+    torch.testing.assert_close(found, torch.stack([matrix @ (one / one.norm()) for one in features]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learner": "maml"},
+        {"learner": "memory"},
+        {"learner": "meta_transfer", "adapter": "none"},
+        {"learner": "protonet", "use_label_names": True, "condition_on_names": True},
+        {"learner": "anil", "task": "regression"},
+    ],
+)
+def test_whitening_is_for_learners_that_learn_nothing_more_on_top(settings, bert_folder):
+    with pytest.raises(ValueError, match=r"whiten_features=0\.1 is found anew"):
+        build_learner(tiny_config(bert_folder, whiten_features=0.1, **settings))
 
 
 def test_examples_that_do_not_differ_say_nothing_of_directions(bert_folder):

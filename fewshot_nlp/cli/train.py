@@ -159,6 +159,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     # Model: backbone, adapter, head and method in one learner.
     learner = build_learner(config, seed=args.seed)
+    learner.model.to(accelerator.device)
 
     def reading(drawn: Sequence[Pool]) -> EpisodeReader:
         return EpisodeReader(
@@ -175,7 +176,6 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     if train is None:
         finer = _finer(training, settings, learner, accelerator)
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
-    learner.model.to(accelerator.device)
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     check_resumable(trainer)
@@ -254,10 +254,10 @@ def execute(run: Run) -> dict[str, Any]:
         )
         with tempfile.TemporaryDirectory() as drawn:
             info.learning_curve = _draw(run, Path(drawn), {name: result.accuracy for name, result in levels.items()})
-            adapter = FewShotAdapter(learner, trained.params, info)
-            adapter.save_pretrained(args.output_dir)
+            trained.info = info
+            trained.save_pretrained(args.output_dir)
             if run.repo_id is not None:
-                adapter.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
+                trained.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
         conclude(run.settings, results, run.repo_id, info.kind)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -362,7 +362,7 @@ def _finer(training: Sequence[Pool], settings: Settings, learner: BaseLearner, a
     _, episodes, args = settings
     found: list[dict[str, tuple[int, ...]]] = [{} for _ in training]
     if accelerator.is_main_process:
-        features = FrozenFeatures(learner.model.to(accelerator.device)).embed
+        features = FrozenFeatures(learner.model).embed
         taken = episodes.largest[1] + episodes.n_query
         for i, pool in enumerate(training):
             found[i] = find_clusters(pool, features, episodes.clusters_per_class, min_examples=taken, seed=args.seed)

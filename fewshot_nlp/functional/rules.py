@@ -51,18 +51,22 @@ class Rule(NamedTuple):
         init: ``init(fast) -> slots``: the memory before the first step.
         update: ``update(grads, slots, point) -> (updates, slots)``.
         learned: ``learned(fast) -> params``: start of what is meta-learned, names starting with ``rule.``.
+        rests: a first gradient of zero leaves a tensor where it is, whatever the meta-parameters.
     """
 
     init: Callable[[Params], Slots]
     update: Callable[[Updates, Slots, Point], tuple[Updates, Slots]]
     learned: Callable[[Params], dict[str, Tensor]] = nothing
+    rests: bool = False
 
 
 def stateless(
-    transform: Callable[[Updates, Point], Updates], learned: Callable[[Params], dict[str, Tensor]] = nothing
+    transform: Callable[[Updates, Point], Updates],
+    learned: Callable[[Params], dict[str, Tensor]] = nothing,
+    rests: bool = False,
 ) -> Rule:
     """A rule without memory, from ``transform(grads, point) -> updates``."""
-    return Rule(nothing, lambda grads, slots, point: (transform(grads, point), slots), learned)
+    return Rule(nothing, lambda grads, slots, point: (transform(grads, point), slots), learned, rests)
 
 
 def chain(*rules: Rule) -> Rule:
@@ -82,7 +86,7 @@ def chain(*rules: Rule) -> Rule:
     def learned(fast: Params) -> dict[str, Tensor]:
         return {name: value for rule in rules for name, value in rule.learned(fast).items()}
 
-    return Rule(init, update, learned)
+    return Rule(init, update, learned, all(rule.rests for rule in rules))
 
 
 def by_prefix(values: Mapping[str, float], name: str) -> float:
@@ -95,7 +99,9 @@ def by_prefix(values: Mapping[str, float], name: str) -> float:
 
 def scale(factors: Mapping[str, float]) -> Rule:
     """Multiply each gradient by the factor whose key its name starts with, such as ``{"model.": -0.1}``."""
-    return stateless(lambda grads, point: {name: by_prefix(factors, name) * grad for name, grad in grads.items()})
+    return stateless(
+        lambda grads, point: {name: by_prefix(factors, name) * grad for name, grad in grads.items()}, rests=True
+    )
 
 
 def clip_by_global_norm(max_norm: float) -> Rule:
@@ -106,7 +112,7 @@ def clip_by_global_norm(max_norm: float) -> Rule:
         ratio = torch.clamp(max_norm / norm, max=1.0)
         return {name: grad * ratio for name, grad in grads.items()}
 
-    return stateless(transform)
+    return stateless(transform, rests=True)
 
 
 def add_decayed_weights(weight_decay: float) -> Rule:
@@ -121,7 +127,7 @@ def trace(decay: float) -> Rule:
         sums = {name: decay * slots[name] + grad for name, grad in grads.items()}
         return sums, sums
 
-    return Rule(lambda fast: {name: torch.zeros_like(value) for name, value in fast.items()}, update)
+    return Rule(lambda fast: {name: torch.zeros_like(value) for name, value in fast.items()}, update, rests=True)
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 1e-16) -> Rule:
@@ -138,7 +144,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_roo
         after = {f"first.{n}": v for n, v in first.items()} | {f"second.{n}": v for n, v in second.items()}
         return updates, after
 
-    return Rule(init, update)
+    return Rule(init, update, rests=True)
 
 
 def scale_by_learned_rates(learning_rates: Mapping[str, float]) -> Rule:
@@ -156,6 +162,7 @@ def scale_by_learned_rates(learning_rates: Mapping[str, float]) -> Rule:
     return stateless(
         lambda grads, point: {name: -point.params[f"{OWNER}rate.{name}"] * grad for name, grad in grads.items()},
         learned,
+        rests=True,
     )
 
 
@@ -175,7 +182,7 @@ def scale_by_step_rates(learning_rates: Mapping[str, float], steps: int) -> Rule
         at = min(point.step, max(steps, 1) - 1)
         return {name: -point.params[f"{OWNER}rate.{name}"][at] * grad for name, grad in grads.items()}
 
-    return stateless(transform, learned)
+    return stateless(transform, learned, rests=True)
 
 
 def sgd(learning_rates: Mapping[str, float]) -> Rule:

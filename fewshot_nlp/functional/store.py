@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from io import FileIO
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ MAX_BYTES, MAX_FILE_BYTES = 512 * 2**20, 4 * 2**30
 
 
 class TensorStore:
-    """Tensors by address.
+    """Tensors by address, for any number of threads. A copy starts empty.
 
     Args:
         max_bytes: kept in memory; beyond it, what was used longest ago goes to the file.
@@ -28,26 +29,32 @@ class TensorStore:
         self._near: OrderedDict[bytes, Tensor] = OrderedDict()
         self._far: dict[bytes, tuple[int, torch.dtype, torch.Size]] = {}
         self._file: FileIO | None = None
+        self._lock = RLock()
+
+    def __reduce__(self) -> tuple[type[TensorStore], tuple[int, int]]:
+        return TensorStore, (self.max_bytes, self.max_file_bytes)
 
     def get(self, address: bytes) -> Tensor | None:
         """The tensor, or ``None`` if it is not known."""
-        if address in self._near:
-            self._near.move_to_end(address)
-            return self._near[address]
-        if address not in self._far:
-            return None
-        assert self._file is not None
-        start, dtype, shape = self._far[address]
-        self._file.seek(start)
-        content = bytearray(self._file.read(shape.numel() * dtype.itemsize))
-        tensor = torch.frombuffer(content, dtype=dtype).view(shape)
-        self._keep(address, tensor)
-        return tensor
+        with self._lock:
+            if address in self._near:
+                self._near.move_to_end(address)
+                return self._near[address]
+            if address not in self._far:
+                return None
+            assert self._file is not None
+            start, dtype, shape = self._far[address]
+            self._file.seek(start)
+            content = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+            tensor = torch.frombuffer(content, dtype=dtype).view(shape)
+            self._keep(address, tensor)
+            return tensor
 
     def put(self, address: bytes, tensor: object) -> None:
         """Keep a tensor; anything else is not kept."""
         if torch.is_tensor(tensor):
-            self._keep(address, tensor)
+            with self._lock:
+                self._keep(address, tensor)
 
     def _keep(self, address: bytes, tensor: Tensor) -> None:
         self._near[address] = tensor

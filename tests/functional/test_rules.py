@@ -216,3 +216,19 @@ def test_a_built_rule_clips_then_decays_then_steps():
     for prefix, name in (("model.", "model.a"), ("head.", "head.b")):
         expected = -RATES[prefix] * (0.7 * grads[name] / norm + 0.3 * params[name])
         torch.testing.assert_close(found[name], expected)
+
+
+def test_what_rests_stays_where_it_is_at_a_gradient_of_zero():
+    """Whatever the meta-parameters: neither the step nor its derivatives are anything but zero."""
+    fast = {"w": torch.tensor([1.0, -2.0]).double().requires_grad_()}
+    for name in RULES:
+        rule = build_rule(name, {"": 0.1}, steps=2, max_grad_norm=0.5)
+        assert rule.rests
+        theta = {**fast, **{n: v.requires_grad_() for n, v in rule.learned(fast).items()}}
+        updates, _ = rule.update({"w": torch.zeros_like(fast["w"])}, rule.init(fast), Point(fast, 0, theta))
+        assert not updates["w"].any()
+        if updates["w"].requires_grad:
+            found = torch.autograd.grad(updates["w"].sum(), [*theta.values()], materialize_grads=True)
+            assert not any(grad.any() for grad in found)
+        assert not build_rule(name, {"": 0.1}, steps=2, weight_decay=0.1).rests
+    assert not stateless(lambda grads, point: grads).rests, "nothing is known of a rule from outside"

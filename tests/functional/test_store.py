@@ -1,6 +1,8 @@
 """A bounded memory of tensors."""
 
+import copy
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -64,3 +66,22 @@ def test_a_full_disk_makes_it_forget_and_not_fail():
     # Two found room in the file, the last one is in memory, and those between are forgotten.
     assert [value is not None for value in found] == [True, True, False, False, False, True]
     assert all(value is None or torch.equal(value, one + i) for i, value in enumerate(found))
+
+
+def test_threads_share_a_store_and_a_copy_starts_empty(tmp_path):
+    store = TensorStore(max_bytes=40 * 4 * 8)
+    addresses = [bytes([i]) for i in range(120)]
+
+    def work(start):
+        for _ in range(5):
+            for i in (*range(start, 120), *range(start)):
+                known = store.get(addresses[i])
+                assert known is None or torch.equal(known, torch.full((8,), float(i)))
+                if known is None:
+                    store.put(addresses[i], torch.full((8,), float(i)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, (0, 30, 60, 90)))
+    assert store.file_bytes > 0
+    again = copy.deepcopy(store)
+    assert again.get(addresses[0]) is None and again.max_bytes == store.max_bytes

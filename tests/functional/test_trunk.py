@@ -92,13 +92,13 @@ def test_a_text_goes_through_the_trunk_once():
 def test_texts_go_through_in_groups_of_one_shape():
     module, shapes = build("bert", 2), []
     module.encoder.layer[0].register_forward_hook(lambda layer, args, output: shapes.append(tuple(output.shape[:2])))
-    lengths = torch.tensor([3, 7, 8, 5, 5, 5, 17, 20])
+    lengths = torch.tensor([3, 7, 8, *[5] * 7, 17, 20])
     mask = (torch.arange(20) < lengths[:, None]).long()
     ids = torch.randint(3, 12, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
     inputs = {"input_ids": ids, "attention_mask": mask}
     for longest, expected in (
-        (None, [(4, 8)] * 2 + [(4, 16), (4, 24)]),
-        (20, [(4, 8)] * 2 + [(4, 16)] + [(4, 20)] * 2),
+        (None, [(8, 8)] * 3 + [(8, 24)]),
+        (20, [(8, 8)] * 3 + [(8, 20)] * 2),
     ):
         trunk = find_trunk(module, trainable(module), longest=longest)
         shapes.clear()

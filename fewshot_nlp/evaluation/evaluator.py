@@ -19,9 +19,9 @@ from torch import Tensor
 from fewshot_nlp.config import TASKS
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
-from fewshot_nlp.evaluation.workers import side_by_side, workers_for
 from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.learners.base import episode_loss
+from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
 #: Answer to a query whose logits hold a NaN: right for no reference.
@@ -126,7 +126,10 @@ def evaluate(
     mine = specs[rank::world_size]
     episodes = (reader(spec) if device is None else reader(spec).to(device) for spec in mine)
     bar = tqdm(mine, desc="evaluate", unit="episode", disable=not progress)
-    with closing(side_by_side(partial(_answer, params), learner, episodes, workers_for(learner))) as answers:
+    workers = [learner]
+    if isinstance(learner, BaseLearner):
+        workers += [learner.twin() for _ in range(workers_for(learner) - 1)]
+    with closing(side_by_side(partial(_answer, params), workers, episodes)) as answers:
         for spec, (query, logits, adapt_seconds, predict_seconds) in zip(bar, answers, strict=True):
             result.adapt_seconds += adapt_seconds
             result.predict_seconds += predict_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.learners import centring, metadata
+from fewshot_nlp.learners.workers import side_by_side
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
@@ -95,7 +96,7 @@ class BaseLearner(ABC):
                 f"learner={config.learner!r} is not defined for task={config.task!r}: it needs classes. Use a learner "
                 f"that adapts by gradient steps, such as learner='maml', or task='classification'."
             )
-        self.config = _with_implied(config, self.implied)
+        self.config: FewShotConfig = _with_implied(config, self.implied)
         self.options: Any = from_mapping(
             self.Options, config.learner_kwargs or {}, f"learner_kwargs of learner={config.learner!r}"
         )
@@ -244,14 +245,36 @@ class BaseLearner(ABC):
         return type(self)(self.config, FixedModel(self.model, params))
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
-        """Sum of the episodes' gradients, one episode at a time so that memory holds one task's graph."""
+        """Sum of the episodes' gradients, computed one at a time, or as many as ``tasks_at_once`` says."""
         check_names(params, self.names)
-        with self.model.frozen_in(self.config.frozen_dtype):
-            parts = [self._told_grad(params, episode) for episode in episodes]
-        if not parts:
+        if not episodes:
             zero = next(iter(params.values())).new_zeros(())
             return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)
+        with self.model.frozen_in(self.config.frozen_dtype):
+            count = self.tasks_at_once(episodes)
+            if count > 1:
+                self._read_ahead(episodes)
+        workers = [self, *(self.twin() for _ in range(count - 1))]
+        # Each task puts torch's generator back to where it was, which beside others is where these have it.
+        with torch.random.fork_rng(devices=[], enabled=count > 1):
+            parts = list(side_by_side(partial(_gradient, params), workers, episodes))
         return sum(parts[1:], parts[0])
+
+    def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
+        """How many of the episodes' gradients are computed side by side: memory holds the graphs of so many."""
+        return 1
+
+    def twin(self) -> BaseLearner:
+        """The same learner for another thread, which shares all tensors."""
+        return type(self)(self.config, self.model.twin())
+
+    def _read_ahead(self, episodes: Sequence[Episode]) -> None:
+        # On all cores, as wherever else: with another number of them products may differ in the last bit, and what is
+        # kept must not depend on which came first.
+        for episode in episodes:
+            for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
+                if inputs is not None:
+                    self.model.read_ahead(inputs)
 
     def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
         """The gradient at the task's start, drawn back to ``params``."""
@@ -283,6 +306,11 @@ class BaseLearner(ABC):
     def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
         labels = episode.query.labels
         return MetaGrad(grads, self.loss(logits, labels), episode_score(logits, labels), 1, [logits])
+
+
+def _gradient(params: Params, learner: BaseLearner, episode: Episode) -> MetaGrad:
+    with learner.model.frozen_in(learner.config.frozen_dtype):
+        return learner._told_grad(params, episode)
 
 
 def _with_implied(config: FewShotConfig, implied: Mapping[str, Any]) -> FewShotConfig:

@@ -6,7 +6,7 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
-from fewshot_nlp.functional.outer import Carry, Link, adapt, leaf, leaves, meta_gradient
+from fewshot_nlp.functional.outer import Carry, Link, adapt, leaf, leaves
 from fewshot_nlp.functional.rules import Point, build_rule
 from fewshot_nlp.learners.base import BaseLearner
+from fewshot_nlp.learners.estimators import ESTIMATORS
+from fewshot_nlp.learners.workers import workers_for
 from fewshot_nlp.models.model import NAME_TOKENS, PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
@@ -120,16 +121,30 @@ class GradientLearner(BaseLearner):
         """The fast weights that change the features, at their start; they follow from ``params`` alone."""
         return {n: v for n, v in params.items() if n.startswith(PREFIX)} if self.fast_body else {}
 
-    def links(self, support: Batch, exact_steps: int | None = None) -> list[Link]:
+    def links(self, support: Batch, exact_steps: int | None = None, apart: bool = False) -> list[Link]:
         """A task's adaptation: the start with the first step, then one link a step.
+
+        Where the first step moves the head alone, the second one sees the same features, and is in the first link, too,
+        unless steps are to be ``apart``.
 
         Args:
             support: the task.
             exact_steps: how many of the last steps have their inner gradient differentiated; all if not given.
+            apart: one link for each step.
         """
-        steps = self.config.inner_steps
+        steps = max(self.config.inner_steps, 1)
         constant = 0 if exact_steps is None else steps - exact_steps
-        return [partial(self._link, support, k, k >= constant) for k in range(max(steps, 1))]
+        # Dropout draws anew in each step, and a multi-step loss looks at the end of each.
+        apart = apart or self.model.module.training or self.config.step_loss_weights is not None
+        first = min(steps, 2) if self._head_first and not apart else 1
+        spans = [range(first), *(range(k, k + 1) for k in range(first, steps))]
+        return [partial(self._link, support, span, constant) for span in spans]
+
+    @property
+    def _head_first(self) -> bool:
+        """Whether the first step leaves the features as they are, though a task may change them: a blind head's."""
+        # A head from outside need not say whether it is blind.
+        return self.fast_body and self.rule.rests and getattr(self.head, "blind", False)
 
     def steps_in_memory(self, support: Batch, query: Batch | None = None) -> int:
         """How many inner steps' graphs ``config.graph_memory_gb`` holds, one at least.
@@ -158,6 +173,26 @@ class GradientLearner(BaseLearner):
         inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
         return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
 
+    def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
+        # Where steps would have to be run again, they take longer than a second core on one task.
+        count = workers_for(self, len(episodes)) if self.model.voice is None else 1
+        if count == 1:
+            return 1
+        held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
+        needed = min(self.config.inner_steps, self.chunk or self.config.inner_steps) if self._keeps_graphs else 1
+        return count if held >= count * max(needed, 1) else 1
+
+    @property
+    def _keeps_graphs(self) -> bool:
+        """Whether the graphs of several inner steps are needed together."""
+        return self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
+
+    def twin(self) -> GradientLearner:
+        twin = super().twin()
+        assert isinstance(twin, GradientLearner)
+        twin.chunk, twin._bytes_per_input = self.chunk, self._bytes_per_input
+        return twin
+
     def describe(self, support: Batch) -> str:
         """How the meta-gradient of a task with such a support set is computed, in words."""
         estimator, steps = self.estimator_name, self.config.inner_steps
@@ -174,7 +209,10 @@ class GradientLearner(BaseLearner):
             words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
         )
 
-    def _link(self, support: Batch, k: int, exact: bool, params: Params, carry: Carry | None, record: bool) -> Carry:
+    def _link(
+        self, support: Batch, span: range, constant: int, params: Params, carry: Carry | None, record: bool
+    ) -> Carry:
+        """The steps in ``span``; the inner gradients of those before ``constant`` are not differentiated."""
         if carry is None:
             fast, features = self._start(params, support)
             slots = self.rule.init(fast)
@@ -191,15 +229,17 @@ class GradientLearner(BaseLearner):
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
             features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
-        # A blind head's first step moves the head alone. A head from outside need not say whether it is.
-        blind = carry is None and getattr(self.head, "blind", False)
-        grads, loss = self._inner_gradient(params, fast, features, support, create_graph=record and exact, blind=blind)
-        if self.config.proximal and carry is not None:
-            start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
-            grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
-        point = Point(fast, k, params, loss if record and exact else loss.detach())
-        updates, slots = self.rule.update(grads, slots, point)
-        return Carry({name: value + updates[name] for name, value in fast.items()}, {**slots, **kept})
+        for k in span:
+            exact, blind = record and k >= constant, k == 0 and getattr(self.head, "blind", False)
+            grads, loss = self._inner_gradient(params, fast, features, support, create_graph=exact, blind=blind)
+            if self.config.proximal and k:
+                start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
+                grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
+            updates, slots = self.rule.update(grads, slots, Point(fast, k, params, loss if exact else loss.detach()))
+            # What rests stays the very tensor that the features were made under.
+            rests = {n for n in fast if k == 0 and self._head_first and not n.startswith(HEAD)}
+            fast = {n: value if n in rests else value + updates[n] for n, value in fast.items()}
+        return Carry(fast, {**slots, **kept})
 
     def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Fast weights before the first step, and the support features that a head's start is made of."""
@@ -253,7 +293,7 @@ class GradientLearner(BaseLearner):
         with torch.inference_mode(False), torch.enable_grad(), self.model.frozen_in(self.config.frozen_dtype):
             theta = {**params, **self._told(leaves(params), support.recordable())}
             carry: Carry | None = None
-            for step, link in enumerate(self.links(self._known(support)), start=1):
+            for step, link in enumerate(self.links(self._known(support), apart=True), start=1):
                 carry = adapt([link], theta, carry)
                 if not all(bool(torch.isfinite(value).all()) for value in carry.fast.values()):
                     return step
@@ -290,61 +330,3 @@ def _inputs(batch: Batch) -> int:
     """Tokens of a batch of texts, padding included, or images of another."""
     mask = batch.inputs.get("attention_mask")
     return len(batch) if mask is None else mask.numel()
-
-
-def backpropagated(learner: GradientLearner, params: Params, episode: Episode, exact_steps: int | None) -> MetaGrad:
-    """Through the inner loop, with the inner gradients of its last ``exact_steps`` differentiated."""
-    links, chunk = learner.links(episode.support, exact_steps), learner.chunk
-    # Steps that are not differentiated leave no graph to save memory on, and one link has nothing to share it with.
-    if chunk is None and len(links) > 1 and (exact_steps != 0 or learner.config.step_loss_weights):
-        chunk = learner.steps_in_memory(episode.support, episode.query)
-    outcome = meta_gradient(
-        links,
-        partial(learner._query_loss, episode),
-        params,
-        chunk=chunk,
-        weights=learner.config.step_loss_weights,
-        seed=episode.spec.index,
-    )
-    return learner._part(outcome.grads, outcome.extra, episode)
-
-
-def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
-    """Reptile's direction: from the adapted weights to the start. Zero for what no task changes."""
-    state = learner._adapted(params, episode.support)
-    with torch.no_grad():
-        logits = learner.predict(params, state, episode.query)
-        moved = learner.displacement(params, state)
-        grads = {name: moved[name] if name in moved else torch.zeros_like(value) for name, value in params.items()}
-    return learner._part(grads, logits, episode)
-
-
-def implicit(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
-    """iMAML: from the end of the inner loop alone."""
-    support, config = episode.support, learner.config
-
-    def slope(theta: Params, fast: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = learner.features({**theta, **fast}, support.inputs)
-        return learner._inner_gradient(theta, fast, features, support, create_graph=True)[0]
-
-    outcome = implicit_gradient(
-        lambda theta: learner._start(theta, support)[0],
-        slope,
-        lambda theta, fast: learner._query_loss(episode, theta, Carry(fast, {})),
-        params,
-        adapt(learner.links(support), params).fast,
-        proximal=config.proximal,
-        steps=config.conjugate_gradient_steps,
-    )
-    return learner._part(outcome.grads, outcome.extra, episode)
-
-
-ESTIMATORS: dict[str, Callable[[GradientLearner, Params, Episode], MetaGrad]] = {
-    "exact": lambda learner, params, episode: backpropagated(learner, params, episode, None),
-    "first_order": lambda learner, params, episode: backpropagated(learner, params, episode, 0),
-    "truncated": lambda learner, params, episode: backpropagated(
-        learner, params, episode, learner.config.truncated_steps
-    ),
-    "implicit": implicit,
-    "reptile": start_minus_adapted,
-}

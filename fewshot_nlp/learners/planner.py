@@ -32,6 +32,8 @@ from fewshot_nlp.types import Batch, Episode, EpisodeSpec
 
 #: Lengths of the two short loops, and how often each is timed.
 SHORT, LONG, TURNS = 2, 6, 4
+#: Memory that no graph of a short loop reaches.
+AMPLE_GB = 1e6
 #: Estimators whose memory follows from how many steps' graphs are kept, and cheaper ones to propose instead.
 GRAPHS, CHEAPER = ("exact", "truncated"), ("reptile", "first_order")
 
@@ -45,17 +47,21 @@ class Option:
         steps_in_memory: inner steps whose graphs are in memory together.
         memory_gb: peak memory above that of the loaded model, in GiB.
         seconds: for one training step of all its episodes, on one process.
+        tasks_at_once: episodes side by side on the cores of a CPU.
     """
 
     estimator: str | None
     steps_in_memory: int | None
     memory_gb: float
     seconds: float
+    tasks_at_once: int = 1
 
     def __str__(self) -> str:
         words = (self.estimator or "one pass").replace("_", " ")
         if self.steps_in_memory is not None:
             words += f", {self.steps_in_memory} inner steps in memory"
+        if self.tasks_at_once > 1:
+            words += f", {self.tasks_at_once} tasks side by side"
         return f"{words}: {self.memory_gb:.2f} GB, {self.seconds:.2f} s a step"
 
 
@@ -110,7 +116,6 @@ def plan(
         tokens: length of texts in tokens; of several, the examples take them in turn. Longer ones are cut to
             ``config.max_length``.
         meta_batch_size: episodes a training step on this process.
-
         device: where training will run; the GPU if there is one, by default.
 
     Mixed precision and PEFT configuration objects are not planned for.
@@ -128,7 +133,13 @@ def plan(
     lengths = [min(length, config.max_length) for length in lengths]
     shape = {"n_way": n_way, "k_shot": k_shot, "n_query": n_query, "lengths": lengths}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    task = {"config": config.to_dict(), "shape": shape, "device": device, "threads": torch.get_num_threads()}
+    task = {
+        "config": config.to_dict(),
+        "shape": shape,
+        "episodes": meta_batch_size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", __name__], input=json.dumps(task), capture_output=True, text=True
     )
@@ -144,28 +155,32 @@ def plan(
 
 def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
     """From the figures of short loops to those of the loops that training has."""
-    steps, options = config.inner_steps, []
+    steps, options, together = config.inner_steps, list[Option](), trial["most_at_once"]
     for estimator, points in trial["estimators"].items():
         memory = _line({point["steps"]: point["bytes"] for point in points})
         seconds = _line({point["steps"]: point["seconds"] for point in points})
         again = _line({point["steps"]: point["adapt_seconds"] for point in points})[1]
-        graphs = estimator in GRAPHS and steps > 1
+        graphs, name = estimator in GRAPHS and steps > 1, None if estimator == "none" else estimator
         own = min(trial["steps_in_memory"], steps)
+        moments = 2 * trial["parameter_bytes"]
         for size in sorted({own, steps, -(-steps // 2), 1}) if graphs else [None]:
             held, twice = (steps, 0) if size is None else (size, steps - size)
             # Beside the graphs: the fast weights that every step starts from, and the two moments of Adam.
-            kept = trial["fast_bytes"] * twice + 2 * trial["parameter_bytes"]
+            gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + moments) / 2**30
+            each = seconds[0] + seconds[1] * steps + again * twice
+            options.append(Option(name, size, gigabytes, each * episodes))
+        if together > 1:
+            start, slope = _line({point["steps"]: point["together_seconds"] for point in points})
+            gigabytes = (together * (memory[0] + memory[1] * steps) + moments) / 2**30
+            rounds = episodes // together
             options.append(
-                Option(
-                    None if estimator == "none" else estimator,
-                    size,
-                    (memory[0] + memory[1] * held + kept) / 2**30,
-                    (seconds[0] + seconds[1] * steps + again * twice) * episodes,
-                )
+                Option(name, steps if graphs else None, gigabytes, (start + slope * steps) * rounds, together)
             )
     first = next(iter(trial["estimators"]))
     same = [option for option in options if option.estimator == (None if first == "none" else first)]
-    chosen = next(option for option in same if option.steps_in_memory in (None, min(trial["steps_in_memory"], steps)))
+    same = [option for option in same if option.tasks_at_once == trial["tasks_at_once"]]
+    held = min(trial["steps_in_memory"], steps)
+    chosen = next(option for option in same if option.tasks_at_once > 1 or option.steps_in_memory in (None, held))
     return Plan(chosen, tuple(options))
 
 
@@ -203,7 +218,7 @@ def example_episode(
     return Episode(EpisodeSpec("train", 0, "planner", classes, (), ()), *parts)
 
 
-def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[str, Any]:
+def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: str) -> dict[str, Any]:
     """Short loops of the configured estimator and of cheaper ones: bytes above the loaded model, and seconds."""
     learner = build_learner(config)
     learner.model.to(device)
@@ -211,6 +226,8 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     episode = example_episode(learner, **shape)
     found: dict[str, Any] = {
         "steps_in_memory": 1,
+        "tasks_at_once": 1,
+        "most_at_once": 1,
         "fast_bytes": 0,
         "parameter_bytes": sum(value.nbytes for value in params.values()),
     }
@@ -219,9 +236,10 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     idle = resident(device)
     forget_peak(device)
     if not isinstance(learner, GradientLearner):
-        return {**found, "estimators": {"none": _points([(learner, 0)], episode, idle, device)}}
+        return {**found, "estimators": {"none": _points([(learner, 0)], episode, 1, idle, device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
     found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(learner._known(episode.support), episode.query)
+    found["tasks_at_once"] = learner.tasks_at_once([episode] * episodes)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[BaseLearner, int]]] = {}
     cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]
@@ -229,11 +247,14 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], device: str) -> dict[st
     for each in dict.fromkeys((*cheaper, estimator)):
         for count in sorted({min(steps, SHORT), min(steps, LONG)}):
             weights = None if each == "reptile" or not config.step_loss_weights else [1.0] * count
-            settings = replace(config, inner_steps=count, estimator=each, step_loss_weights=weights)
+            settings = replace(
+                config, inner_steps=count, estimator=each, step_loss_weights=weights, graph_memory_gb=AMPLE_GB
+            )
             shorter = type(learner)(settings, learner.model)
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
-    tried = {each: _points(loops[each], episode, idle, device) for each in loops}
+    found["most_at_once"] = most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
+    tried = {each: _points(loops[each], episode, most, idle, device) for each in loops}
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
 
@@ -248,30 +269,33 @@ def _takes(learner: BaseLearner, estimator: str) -> bool:
 
 
 def _points(
-    loops: Sequence[tuple[BaseLearner, int]], episode: Episode, idle: int, device: str
+    loops: Sequence[tuple[BaseLearner, int]], episode: Episode, together: int, idle: int, device: str
 ) -> list[dict[str, float]]:
-    """What one episode's gradient takes, and its adaptation alone, for each of ``loops`` and its number of steps."""
-    runs: list[tuple[Callable[[], object], Callable[[], object]]] = []
+    """What one episode's gradient takes, its adaptation alone, and the gradients of so many ``together``, for each of
+    ``loops`` and its number of steps."""
+    runs: list[tuple[Callable[[], object], ...]] = []
     peaks = []
     for learner, _ in loops:
         params = _on(learner.init_params(), device)
-        runs.append((partial(_gradient, learner, params, episode), partial(_adapt, learner, params, episode)))
-        runs[-1][0]()
+        run = (partial(_gradient, learner, params, [episode]), partial(_adapt, learner, params, episode))
+        runs.append((*run, partial(_gradient, learner, params, [episode] * together)) if together > 1 else run)
+        run[0]()
         peaks.append(peak(device) - idle)
     # In turns, and the fastest of each: what else the machine does only ever adds, and not to all alike.
-    turns = [[(_seconds(gradient), _seconds(adapt)) for gradient, adapt in runs] for _ in range(TURNS)]
+    turns = [[tuple(map(_seconds, run)) for run in runs] for _ in range(TURNS)]
     best = [tuple(map(min, zip(*times, strict=True))) for times in zip(*turns, strict=True)]
+    names = ("seconds", "adapt_seconds", "together_seconds")
     return [
-        {"steps": steps, "bytes": peak, "seconds": seconds, "adapt_seconds": adapt}
-        for (_, steps), peak, (seconds, adapt) in zip(loops, peaks, best, strict=True)
+        {"steps": steps, "bytes": peak, **dict(zip(names, seconds, strict=False))}
+        for (_, steps), peak, seconds in zip(loops, peaks, best, strict=True)
     ]
 
 
-def _gradient(learner: BaseLearner, params: dict[str, Tensor], episode: Episode) -> object:
+def _gradient(learner: BaseLearner, params: dict[str, Tensor], episodes: list[Episode]) -> object:
     if learner.model.trunk is not None:
         # The texts of a training step are new, at first.
         learner.model.trunk.forget()
-    return learner.meta_grad(params, [episode])
+    return learner.meta_grad(params, episodes)
 
 
 def _adapt(learner: BaseLearner, params: dict[str, Tensor], episode: Episode) -> object:
@@ -295,7 +319,7 @@ if __name__ == "__main__":
     task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
     try:
-        answer = _trial(FewShotConfig.from_dict(task["config"]), task["shape"], task["device"])
+        answer = _trial(FewShotConfig.from_dict(task["config"]), task["shape"], task["episodes"], task["device"])
     except (ValueError, OSError) as error:
         answer = {"refused": str(error), "kind": "OSError" if isinstance(error, OSError) else "ValueError"}
     print(json.dumps(answer))

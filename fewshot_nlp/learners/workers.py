@@ -1,69 +1,91 @@
-"""Episodes side by side on the cores of a CPU.
+"""Tasks side by side on the cores of a CPU, in threads.
 
-The tensors of one episode are small: a second core on the same product gains half of what it gains on another episode.
+The tensors of one task are small: a second core on the same product gains half of what it gains on another task.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Generator, Iterable
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
-from fewshot_nlp.learners import BaseLearner
+if TYPE_CHECKING:
+    from fewshot_nlp.learners.base import BaseLearner
 
+Worker = TypeVar("Worker")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Each worker holds a copy of the model.
+#: Threads take turns in Python: with more of them, they wait for each other.
 MAX_WORKERS = 4
+#: Weights, embeddings aside, from which on it is arithmetic that takes the time, and not Python.
+LEAST_WEIGHTS = 200_000
 
 
-def workers_for(learner: Any) -> int:
-    """How many workers ``learner`` gains from: one where its texts are kept from episode to episode, on an accelerator,
-    and under autocast, which is known to the calling thread alone."""
-    if not isinstance(learner, BaseLearner) or not learner.fast_body:
+def workers_for(learner: BaseLearner, tasks: int = 0) -> int:
+    """How many workers ``learner`` gains from, such that each has as many cores, and as many of the ``tasks``, if these
+    are few.
+
+    One where a task leaves the features as they are, which then are found once; on an accelerator; where dropout draws
+    from the one generator of all threads; and under autocast, which is known to the calling thread alone.
+    """
+    model = learner.model
+    if not learner.fast_body or model.device.type != "cpu" or model.module.training:
         return 1
-    if learner.model.trunk is not None and learner.model.trunk.works:
+    if torch.is_autocast_enabled("cpu") or _weights(model.module) < LEAST_WEIGHTS:
         return 1
-    if learner.model.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return 1
-    return min(torch.get_num_threads(), MAX_WORKERS)
+    shared = math.gcd(torch.get_num_threads(), tasks)
+    return max(count for count in range(1, MAX_WORKERS + 1) if shared % count == 0)
+
+
+def _weights(module: nn.Module) -> int:
+    parts = [part for part in module.modules() if not isinstance(part, nn.Embedding)]
+    return sum(value.numel() for part in parts for value in part.parameters(recurse=False))
 
 
 def side_by_side(
-    work: Callable[[Any, Item], Result], learner: Any, items: Iterable[Item], workers: int
+    work: Callable[[Worker, Item], Result], workers: Sequence[Worker], items: Iterable[Item]
 ) -> Generator[Result, None, None]:
-    """``work(learner, item)`` for each of ``items``, in their order, by threads that share the cores evenly.
+    """``work(worker, item)`` for each of ``items``, in their order, by threads that share the cores evenly.
 
-    Each thread has a copy of ``learner``, as calling a module with other parameters writes to it for a while. Close the
-    iterator if it is not used up: it has set the number of torch's threads.
+    Args:
+        work: of one item; a worker has one at a time.
+        workers: one or more. What calls a module with other parameters writes to it for a while, so that each worker
+            needs a module of its own.
+        items: read some at a time.
+
+    Close the iterator if it is not used up: it has set the number of torch's threads.
     """
-    if workers == 1:
-        yield from (work(learner, item) for item in items)
+    if len(workers) == 1:
+        yield from (work(workers[0], item) for item in items)
         return
-    copies: SimpleQueue[Any] = SimpleQueue()
-    for each in (learner, *(copy.deepcopy(learner) for _ in range(workers - 1))):
-        copies.put(each)
-
-    def job(item: Item) -> Result:
-        mine = copies.get()
-        try:
-            return work(mine, item)
-        finally:
-            copies.put(mine)
-
     before, rest = torch.get_num_threads(), iter(items)
-    own = before // workers
+    own = before // len(workers)
     torch.set_num_threads(own)
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(own,)) as pool:
+        with ThreadPoolExecutor(len(workers) - 1, initializer=torch.set_num_threads, initargs=(own,)) as pool:
             # A part at a time: what is read ahead stays in memory.
-            while part := list(islice(rest, 8 * workers)):
-                yield from pool.map(job, part)
+            while part := list(islice(rest, 8 * len(workers))):
+                todo, done = deque(enumerate(part)), dict[int, Result]()
+
+                def turn(worker: Worker, todo: deque[tuple[int, Item]] = todo, done: dict[int, Result] = done) -> None:
+                    try:
+                        while todo:
+                            place, item = todo.popleft()
+                            done[place] = work(worker, item)
+                    finally:
+                        todo.clear()
+
+                others = [pool.submit(turn, worker) for worker in workers[1:]]
+                turn(workers[0])
+                for other in others:
+                    other.result()
+                yield from (done[place] for place in range(len(part)))
     finally:
         torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -154,6 +155,12 @@ class FewShotModel:
         ids = torch.full((count, tokens), token, device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def twin(self) -> FewShotModel:
+        """The same model for another thread: the module is its own, and all that it holds is shared."""
+        shared: list[Any] = [*self.module.parameters(), *self.module.buffers(), self.tokenizer, self.config, self._half]
+        shared += [self.trunk.known] if self.trunk else []
+        return copy.deepcopy(self, {id(each): each for each in shared})
+
     def to(self, device: torch.device | str) -> FewShotModel:
         """Move the module in place."""
         self.module.to(device)
@@ -193,6 +200,12 @@ class FewShotModel:
             return run(self.module, names, values, lambda: voice.read(forward, bare_model(self.module), part))
 
         return self._at_little_cost(read if self.voice is None else speak, inputs)
+
+    def read_ahead(self, inputs: dict[str, Tensor]) -> None:
+        """Run the trunk, if there is one, for what it does not know of ``inputs`` yet."""
+        if self.trunk is not None and self.voice is None and not self.module.training:
+            bare = split_names(inputs)[0]
+            self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self._precision())
 
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -15,12 +15,14 @@ from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, ViTConf
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.functional.outer import Carry
+from fewshot_nlp.functional.rules import RULES
 from fewshot_nlp.functional.trunk import ROWS
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.learners.planner import example_episode
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.backbone import ATTENTION, packaged_backbone
+from fewshot_nlp.models.heads import LinearHead
 from fewshot_nlp.types import Batch, Episode
 from tests.learners.test_meta_gradients import assert_equal, learner_and_params
 from tests.tiny import HIDDEN, SPECIAL, WORDS, random_episode, tiny_config
@@ -51,7 +53,10 @@ def unrolled(learner, params, episodes):
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     for episode in episodes:
         theta = {name: value.clone().requires_grad_() for name, value in params.items()}
-        state = learner._adapt(theta, episode.support)
+        carry = None
+        for link in learner.links(episode.support, apart=True):
+            carry = link(theta, carry, True)
+        state = learner._state(theta, carry, episode.support)
         loss = episode_loss(learner.predict(theta, state, episode.query), episode.query.labels)
         for name, grad in zip(theta, torch.autograd.grad(loss, [*theta.values()], materialize_grads=True), strict=True):
             total[name] += grad
@@ -182,6 +187,72 @@ def test_implicit_is_exact_where_the_loop_has_converged(bert_folder, learner):
     expected = exact.meta_grad(params, [episode])
     assert_equal(found.grads, expected.grads, tolerance=1e-6)
     torch.testing.assert_close(found.loss, expected.loss)
+
+
+class Seeing(LinearHead):
+    """The same head of zeros, which does not say that its first step leaves the features as they are."""
+
+    blind = False
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"inner_steps": 2},
+        {"inner_steps": 1},
+        {"inner_max_grad_norm": 0.1},
+        {"inner_weight_decay": 0.3},
+        {"proximal": 0.4},
+        {"estimator": "truncated", "truncated_steps": 3},
+        {"estimator": "truncated", "truncated_steps": 1},
+        {"estimator": "first_order"},
+        {"step_loss_weights": [0.5, 0.1, 0.0, 0.4]},
+    ],
+    ids=str,
+)
+def test_the_second_step_sees_what_the_first_one_saw(bert_folder, rule, settings):
+    """From a head of zeros the first step moves the head alone: one pass serves two steps, to the same gradient."""
+    own = {"learner": "maml", "head_init": "zero", "inner_steps": 4, "inner_rule": rule, "inner_learning_rate": 0.05}
+    settings = {**own, **settings}
+    learner, params = learner_and_params(bert_folder, **settings)
+    rng = torch.Generator().manual_seed(0)
+    params = {n: value + 0.1 * torch.randn(value.shape, generator=rng).double() for n, value in params.items()}
+    episode = random_episode(COUNTS)
+    found, state = learner.meta_grad(params, [episode]), learner.adapt(params, episode.support)
+    learner.head = Seeing(learner.config)
+    for learner.chunk in (1, None):
+        expected = learner.meta_grad(params, [episode])
+        assert_equal(found.grads, expected.grads, tolerance=1e-11)
+        torch.testing.assert_close(found.loss, expected.loss)
+    assert_equal(state, learner.adapt(params, episode.support), tolerance=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({}, 3),
+        ({"head_init": "prototype"}, 4),
+        ({"inner_weight_decay": 0.1}, 4),
+        ({"learner": "meta_lstm"}, 4),
+        ({"learner": "anil"}, 1),
+    ],
+    ids=str,
+)
+def test_how_often_the_support_set_is_read(bert_folder, settings, passes):
+    learner, params = learner_and_params(
+        bert_folder, **{"learner": "maml", "head_init": "zero", "inner_steps": 4, **settings}
+    )
+    seen, support = [], random_episode(COUNTS).support
+    read = learner.model.features
+    learner.model.features = lambda *args: seen.append(1) or read(*args)
+    learner.adapt(params, support)
+    assert len(seen) == passes
+    seen.clear()
+    learner.model.module.train()
+    learner.adapt(params, support)
+    assert len(seen) == (1 if settings.get("learner") == "anil" else 4), "dropout draws anew in each step"
 
 
 def test_implicit_needs_a_pull(bert_folder):

@@ -2,13 +2,15 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel
 
 from fewshot_nlp import plan
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners import build_learner, workers
 from fewshot_nlp.learners.planner import Option, Plan, _plan, _trial, example_episode
 from tests.tiny import SPECIAL, WORDS, tiny_config, tiny_tokenizer
 
@@ -25,6 +27,8 @@ def points(start, slope, seconds=1.0, adapt=0.5):
 
 TRIAL = {
     "steps_in_memory": 5,
+    "tasks_at_once": 1,
+    "most_at_once": 1,
     "fast_bytes": 0.01 * GB,
     "parameter_bytes": 0.05 * GB,
     "estimators": {"exact": points(0.5, 0.25), "reptile": points(0.2, 0.0, 0.25), "first_order": points(0.3, 0.0, 0.5)},
@@ -49,6 +53,20 @@ def test_more_memory_than_steps_is_all_of_them():
     found = _plan(FewShotConfig(learner="maml", inner_steps=3), TRIAL, episodes=1)
     assert found.chosen.steps_in_memory == 3
     assert [option.steps_in_memory for option in found.options[:3]] == [1, 2, 3]
+
+
+def test_tasks_side_by_side_take_as_many_times_the_memory():
+    both = [{**point, "together_seconds": 1.5 * point["seconds"]} for point in points(0.5, 0.25)]
+    trial = {**TRIAL, "steps_in_memory": 30, "most_at_once": 2, "estimators": {"exact": both}}
+    config = FewShotConfig(learner="maml", inner_steps=10)
+    for own in (1, 2):
+        found = _plan(config, {**trial, "tasks_at_once": own}, episodes=4)
+        assert found.chosen.tasks_at_once == own and found.chosen.steps_in_memory == 10
+        beside = found.options[-1]
+        assert beside.memory_gb == pytest.approx(2 * (0.5 + 10 * 0.25) + 2 * 0.05)
+        assert beside.seconds == pytest.approx(2 * 1.5 * 11)
+        assert str(beside).startswith("exact, 10 inner steps in memory, 2 tasks side by side: ")
+        assert [option.tasks_at_once for option in found.options] == [1, 1, 1, 2]
 
 
 def test_one_step_has_one_way():
@@ -121,10 +139,22 @@ SHAPE = {"n_way": 2, "k_shot": 1, "n_query": 1, "lengths": [4, 6]}
 )
 def test_a_trial_of_every_kind_of_learner(bert_folder, settings, ways):
     config = tiny_config(bert_folder, **settings)
-    found = _plan(config, json.loads(json.dumps(_trial(config, SHAPE, "cpu"))), episodes=1)
+    found = _plan(config, json.loads(json.dumps(_trial(config, SHAPE, 1, "cpu"))), episodes=1)
     assert ways <= {(option.estimator, option.steps_in_memory) for option in found.options}
     assert all(option.seconds > 0 for option in found.options)
     assert found.chosen in found.options
+
+
+def test_a_trial_on_two_cores(bert_folder, monkeypatch):
+    monkeypatch.setattr(workers, "LEAST_WEIGHTS", 0)
+    torch.set_num_threads(2)
+    config = tiny_config(bert_folder, learner="maml", inner_steps=3)
+    found = _plan(config, json.loads(json.dumps(_trial(config, SHAPE, 4, "cpu"))), episodes=4)
+    assert found.chosen.tasks_at_once == 2 and found.chosen.seconds > 0
+    lean = replace(config, graph_memory_gb=0.0)
+    found = _plan(lean, json.loads(json.dumps(_trial(lean, SHAPE, 4, "cpu"))), episodes=4)
+    assert found.chosen.tasks_at_once == 1 and found.chosen.steps_in_memory == 1
+    assert {option.tasks_at_once for option in found.options} == {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +162,7 @@ def test_a_trial_of_every_kind_of_learner(bert_folder, settings, ways):
 )
 def test_reptile_is_not_proposed_where_it_would_train_nothing(bert_folder, settings):
     config = tiny_config(bert_folder, inner_steps=2, **settings)
-    assert set(_trial(config, SHAPE, "cpu")["estimators"]) == {"exact", "first_order"}
+    assert set(_trial(config, SHAPE, 1, "cpu")["estimators"]) == {"exact", "first_order"}
 
 
 @pytest.mark.slow

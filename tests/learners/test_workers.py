@@ -1,11 +1,13 @@
-"""Episodes side by side are answered as one after another."""
+"""Tasks side by side are learned and answered as one after another."""
+
+from threading import Barrier
 
 import pytest
 import torch
 
 from fewshot_nlp.evaluation import evaluate
-from fewshot_nlp.evaluation.workers import side_by_side, workers_for
-from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners import build_learner, workers
+from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.types import EpisodeSpec
 from tests.tiny import random_episode, tiny_config
 
@@ -17,7 +19,9 @@ def reader(spec):
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(monkeypatch):
+    """Two cores, on which tiny models are worth two workers."""
+    monkeypatch.setattr(workers, "LEAST_WEIGHTS", 0)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -38,32 +42,118 @@ def test_two_workers_answer_as_one(bert_folder, two_threads):
 
 
 def test_the_work_is_parted_and_the_threads_come_back(two_threads):
-    class Learner:
-        def __init__(self):
-            self.worked = 0
-
-    learner, seen = Learner(), []
+    seen, met = set(), Barrier(2)
 
     def work(mine, item):
         assert torch.get_num_threads() == 1
         if item == 30:
             raise ZeroDivisionError
-        seen.append(mine)
+        if item < 2:
+            met.wait(timeout=60)
+        seen.add(mine)
         return item
 
-    assert list(side_by_side(work, learner, range(25), 2)) == list(range(25))
-    assert learner in seen
+    assert list(side_by_side(work, ["a", "b"], range(25))) == list(range(25))
+    assert seen == {"a", "b"}
     with pytest.raises(ZeroDivisionError):
-        list(side_by_side(work, learner, range(40), 2))
+        list(side_by_side(work, ["a", "b"], range(40)))
     assert torch.get_num_threads() == 2
+    assert list(side_by_side(lambda mine, item: (mine, item), ["a"], range(2))) == [("a", 0), ("a", 1)]
+    for _ in side_by_side(work, ["a", "b"], range(25)):
+        break
+    assert torch.get_num_threads() == 2, "also where it is left early"
 
 
-def test_where_one_worker_is_best(bert_folder, two_threads):
-    assert workers_for(object()) == 1
+def test_how_many_workers_are_best(bert_folder, two_threads, monkeypatch):
     assert workers_for(build_learner(tiny_config(bert_folder, learner="protonet", head="prototype"))) == 1
     learner = build_learner(tiny_config(bert_folder, learner="maml"))
     assert workers_for(learner) == 2
+    assert [workers_for(learner, tasks) for tasks in (1, 2, 3, 4)] == [1, 2, 1, 2], "each has as many tasks"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert workers_for(learner) == 1
-    top = build_learner(tiny_config(bert_folder, learner="maml", lora_layers_to_transform=[1]))
-    assert workers_for(top) == 1
+    learner.model.module.train()
+    assert workers_for(learner) == 1, "dropout draws from one generator"
+    learner.model.module.eval()
+    for threads, expected in ((3, 3), (4, 4), (5, 1), (6, 3), (8, 4)):
+        torch.set_num_threads(threads)
+        assert workers_for(learner) == expected, "each has as many cores"
+    monkeypatch.setattr(workers, "LEAST_WEIGHTS", 10**6)
+    assert workers_for(learner) == 1
+
+
+SETTINGS = {
+    "exact": {},
+    "names": {"use_label_names": True, "condition_on_names": True},
+    "first order": {"learner": "fomaml", "inner_rule": "adam"},
+    "Reptile": {"learner": "reptile"},
+    "all weights": {"adapter": "full"},
+    "top layer": {"lora_layers_to_transform": [1]},
+    "Meta-LSTM": {"learner": "meta_lstm"},
+    "bfloat16": {"frozen_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_gradients_side_by_side_are_those_of_one_after_another(bert_folder, two_threads, settings):
+    learner = build_learner(tiny_config(bert_folder, **{"learner": "maml", **settings}))
+    params = {name: value + 0.01 * torch.randn_like(value) for name, value in learner.init_params().items()}
+    named = "use_label_names" in settings
+    episodes = [random_episode([1, 2], seed=i, dtype=torch.float32, names=named) for i in range(6)]
+    before, drawn = learner.model.init_params(), torch.get_rng_state()
+    assert learner.tasks_at_once(episodes) == 2
+    found = learner.meta_grad(params, episodes)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    again = learner.meta_grad(params, episodes)
+    torch.set_num_threads(1)
+    assert learner.tasks_at_once(episodes) == 1
+    if learner.model.trunk:
+        learner.model.trunk.forget()
+    alone = learner.meta_grad(params, episodes)
+    assert found.episodes == alone.episodes == 6
+    for name, grad in alone.grads.items():
+        torch.testing.assert_close(found.grads[name], grad)
+        assert torch.equal(found.grads[name], again.grads[name])
+    for one, other in zip(found.logits, alone.logits, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.init_params().items())
+
+
+def test_tasks_go_side_by_side_where_memory_holds_all_their_graphs(bert_folder, two_threads):
+    episodes = [random_episode([2, 2], seed=i, dtype=torch.float32) for i in range(4)]
+    settings = {"learner": "maml", "inner_steps": 6}
+    whole = build_learner(tiny_config(bert_folder, **settings))
+    bytes_a_step = whole.config.graph_memory_gb / whole.steps_in_memory(episodes[0].support)
+    for held, expected in ((13, 2), (11, 1), (0, 1)):
+        learner = build_learner(tiny_config(bert_folder, graph_memory_gb=held * bytes_a_step, **settings))
+        assert learner.tasks_at_once(episodes) == expected
+        learner.chunk = 1
+        assert learner.tasks_at_once(episodes) == (2 if held else 1), "a graph each is enough"
+    cheap = build_learner(tiny_config(bert_folder, graph_memory_gb=3 * bytes_a_step, estimator="reptile", **settings))
+    assert cheap.tasks_at_once(episodes) == 2
+    assert build_learner(tiny_config(bert_folder, learner="anil")).tasks_at_once(episodes) == 1
+    assert build_learner(tiny_config(bert_folder, learner="protonet")).tasks_at_once(episodes) == 1
+
+
+def test_what_the_trunk_keeps_is_made_before_on_all_cores(bert_folder, two_threads):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", lora_layers_to_transform=[1]))
+    run, threads = learner.model.trunk._run, []
+    learner.model.trunk._run = lambda inputs: threads.append(torch.get_num_threads()) or run(inputs)
+    episodes = [random_episode([1, 2], seed=i, dtype=torch.float32) for i in range(2)]
+    learner.meta_grad(learner.init_params(), episodes)
+    assert set(threads) == {2}
+    count = len(threads)
+    twin = learner.twin()
+    assert twin.model.trunk.known is learner.model.trunk.known
+    twin.meta_grad(learner.init_params(), episodes)
+    assert len(threads) == count, "nothing is run again"
+
+
+def test_a_twin_shares_all_but_the_module(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="maml"))
+    learner.chunk = 3
+    twin = learner.twin()
+    assert twin.chunk == 3 and twin.config == learner.config
+    assert twin.model.module is not learner.model.module
+    own = dict(learner.model.module.named_parameters())
+    assert all(value is own[name] for name, value in twin.model.module.named_parameters())
+    assert twin.model.tokenizer is learner.model.tokenizer

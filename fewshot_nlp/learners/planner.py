@@ -8,6 +8,7 @@ included. No data is needed, and nothing is trained.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -162,20 +163,20 @@ def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
         again = _line({point["steps"]: point["adapt_seconds"] for point in points})[1]
         graphs, name = estimator in GRAPHS and steps > 1, None if estimator == "none" else estimator
         own = min(trial["steps_in_memory"], steps)
-        moments = 2 * trial["parameter_bytes"]
+        # Beside what a step takes: the parameters that are trained, and the two moments of Adam.
+        beside = 3 * trial["parameter_bytes"] + trial["left_bytes"]
         for size in sorted({own, steps, -(-steps // 2), 1}) if graphs else [None]:
             held, twice = (steps, 0) if size is None else (size, steps - size)
-            # Beside the graphs: the fast weights that every step starts from, and the two moments of Adam.
-            gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + moments) / 2**30
+            # Every step that is run again starts from fast weights that were kept.
+            gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + beside) / 2**30
             each = seconds[0] + seconds[1] * steps + again * twice
             options.append(Option(name, size, gigabytes, each * episodes))
         if together > 1:
-            start, slope = _line({point["steps"]: point["together_seconds"] for point in points})
-            gigabytes = (together * (memory[0] + memory[1] * steps) + moments) / 2**30
-            rounds = episodes // together
-            options.append(
-                Option(name, steps if graphs else None, gigabytes, (start + slope * steps) * rounds, together)
-            )
+            memory = _line({point["steps"]: point["together_bytes"] for point in points})
+            seconds = _line({point["steps"]: point["together_seconds"] for point in points})
+            gigabytes = (memory[0] + memory[1] * steps + beside) / 2**30
+            total = (seconds[0] + seconds[1] * steps) * (episodes // together)
+            options.append(Option(name, steps if graphs else None, gigabytes, total, together))
     first = next(iter(trial["estimators"]))
     same = [option for option in options if option.estimator == (None if first == "none" else first)]
     same = [option for option in same if option.tasks_at_once == trial["tasks_at_once"]]
@@ -233,17 +234,15 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
     }
     # What the first pass ever brings into memory, weights from their file above all, is the model's.
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
-    idle = resident(device)
-    forget_peak(device)
     if not isinstance(learner, GradientLearner):
-        return {**found, "estimators": {"none": _points([(learner, 0)], episode, 1, idle, device)}}
+        found["left_bytes"] = _left_behind(learner, params, [episode], device)
+        return {**found, "estimators": {"none": _points([(learner, 0)], episode, 1, device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
     found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(learner._known(episode.support), episode.query)
     found["tasks_at_once"] = learner.tasks_at_once([episode] * episodes)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[BaseLearner, int]]] = {}
     cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]
-    # The peak can only rise, so what needs least goes first.
     for each in dict.fromkeys((*cheaper, estimator)):
         for count in sorted({min(steps, SHORT), min(steps, LONG)}):
             weights = None if each == "reptile" or not config.step_loss_weights else [1.0] * count
@@ -254,7 +253,8 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
     found["most_at_once"] = most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
-    tried = {each: _points(loops[each], episode, most, idle, device) for each in loops}
+    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, [episode] * most, device)
+    tried = {each: _points(loops[each], episode, most, device) for each in loops}
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
 
@@ -268,27 +268,40 @@ def _takes(learner: BaseLearner, estimator: str) -> bool:
     return True
 
 
+def _left_behind(learner: BaseLearner, params: dict[str, Tensor], episodes: list[Episode], device: str) -> int:
+    """Bytes that the first step ever leaves in memory: buffers of libraries and of threads."""
+    forget_peak(device)
+    before = resident(device)
+    _gradient(learner, params, episodes)
+    forget_peak(device)
+    return max(resident(device) - before, 0)
+
+
 def _points(
-    loops: Sequence[tuple[BaseLearner, int]], episode: Episode, together: int, idle: int, device: str
+    loops: Sequence[tuple[BaseLearner, int]], episode: Episode, together: int, device: str
 ) -> list[dict[str, float]]:
     """What one episode's gradient takes, its adaptation alone, and the gradients of so many ``together``, for each of
     ``loops`` and its number of steps."""
-    runs: list[tuple[Callable[[], object], ...]] = []
-    peaks = []
-    for learner, _ in loops:
+    points: list[dict[str, float]] = []
+    runs: list[dict[str, Callable[[], object]]] = []
+    for learner, steps in loops:
         params = _on(learner.init_params(), device)
-        run = (partial(_gradient, learner, params, [episode]), partial(_adapt, learner, params, episode))
-        runs.append((*run, partial(_gradient, learner, params, [episode] * together)) if together > 1 else run)
-        run[0]()
-        peaks.append(peak(device) - idle)
+        run: dict[str, Callable[[], object]] = {"": partial(_gradient, learner, params, [episode])}
+        if together > 1:
+            run["together_"] = partial(_gradient, learner, params, [episode] * together)
+        points.append({"steps": steps})
+        for what, work in run.items():
+            forget_peak(device)
+            before = resident(device)
+            work()
+            points[-1][f"{what}bytes"] = peak(device) - before
+        runs.append({**run, "adapt_": partial(_adapt, learner, params, episode)})
     # In turns, and the fastest of each: what else the machine does only ever adds, and not to all alike.
-    turns = [[tuple(map(_seconds, run)) for run in runs] for _ in range(TURNS)]
-    best = [tuple(map(min, zip(*times, strict=True))) for times in zip(*turns, strict=True)]
-    names = ("seconds", "adapt_seconds", "together_seconds")
-    return [
-        {"steps": steps, "bytes": peak, **dict(zip(names, seconds, strict=False))}
-        for (_, steps), peak, seconds in zip(loops, peaks, best, strict=True)
-    ]
+    for _ in range(TURNS):
+        for point, run in zip(points, runs, strict=True):
+            for what, work in run.items():
+                point[f"{what}seconds"] = min(_seconds(work), point.get(f"{what}seconds", math.inf))
+    return points
 
 
 def _gradient(learner: BaseLearner, params: dict[str, Tensor], episodes: list[Episode]) -> object:

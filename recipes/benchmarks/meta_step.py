@@ -94,7 +94,7 @@ def ours(
     setting: str,
     episodes: list[Episode],
     dtype: torch.dtype,
-    chunk: int | None = None,
+    graph_memory_gb: float = 2.0,
     frozen_dtype: str = "float32",
     seen: bool = False,
 ) -> Gradient:
@@ -106,10 +106,9 @@ def ours(
         raise CannotTake("the lowest layer is trained")
     config = FewShotConfig(
         learner="maml", head="linear", head_init="zero", inner_steps=STEPS, inner_learning_rate=RATE, head_scale=SCALE,
-        frozen_dtype=frozen_dtype,
+        frozen_dtype=frozen_dtype, graph_memory_gb=graph_memory_gb,
     )  # fmt: skip
     learner = build_learner(config, FewShotModel(build_module(setting, ATTENTION).to(dtype), None, config))
-    learner.chunk = chunk
     params = {name: value.to(dtype) for name, value in learner.init_params().items()}
 
     def gradient() -> dict[str, Tensor]:
@@ -221,7 +220,7 @@ def by_torchopt(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gr
 CONTENDERS: dict[str, Callable[..., Gradient]] = {
     "plain loop": plain_loop,
     "fewshot_nlp": ours,
-    "fewshot_nlp, step by step": partial(ours, chunk=1),
+    "fewshot_nlp, step by step": partial(ours, graph_memory_gb=0.0),
     "fewshot_nlp, texts seen before": partial(ours, seen=True),
     "fewshot_nlp, bfloat16": partial(ours, frozen_dtype="bfloat16"),
     "higher": by_higher,

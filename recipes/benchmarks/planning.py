@@ -90,8 +90,8 @@ def measure_memory(name: str) -> float:
     learner, episodes = prepared(name)
     # The first pass reads the weights from their file.
     learner.model.features(learner.init_params(), example_episode(learner, 2, 1, 1).support.inputs)
-    idle = resident()
     forget_peak()
+    idle = resident()
     params = {key: torch.nn.Parameter(value) for key, value in learner.init_params().items()}
     optimiser = torch.optim.AdamW(params.values())
     for _ in range(2):

@@ -31,6 +31,7 @@ TRIAL = {
     "most_at_once": 1,
     "fast_bytes": 0.01 * GB,
     "parameter_bytes": 0.05 * GB,
+    "left_bytes": 0.02 * GB,
     "estimators": {"exact": points(0.5, 0.25), "reptile": points(0.2, 0.0, 0.25), "first_order": points(0.3, 0.0, 0.5)},
 }
 
@@ -40,11 +41,11 @@ def test_long_loops_follow_from_short_ones():
     sizes = [option.steps_in_memory for option in found.options if option.estimator == "exact"]
     assert sizes == [1, 5, 10]
     assert found.chosen == found.options[1]
-    # Twice the moments; five steps' fast weights; five graphs.
-    assert found.chosen.memory_gb == pytest.approx(0.5 + 5 * 0.25 + 2 * 0.05 + 5 * 0.01)
+    # What is left behind; parameters and both moments; five steps' fast weights; five graphs.
+    assert found.chosen.memory_gb == pytest.approx(0.02 + 0.5 + 5 * 0.25 + 3 * 0.05 + 5 * 0.01)
     assert found.chosen.seconds == pytest.approx(2 * (1 + 10 + 5 * 0.5))
     whole = found.options[2]
-    assert whole.memory_gb == pytest.approx(0.5 + 10 * 0.25 + 2 * 0.05)
+    assert whole.memory_gb == pytest.approx(0.02 + 0.5 + 10 * 0.25 + 3 * 0.05)
     assert whole.seconds == pytest.approx(2 * 11)
     assert [option.estimator for option in found.options[3:]] == ["reptile", "first_order"]
 
@@ -56,14 +57,17 @@ def test_more_memory_than_steps_is_all_of_them():
 
 
 def test_tasks_side_by_side_take_as_many_times_the_memory():
-    both = [{**point, "together_seconds": 1.5 * point["seconds"]} for point in points(0.5, 0.25)]
+    both = [
+        {**point, "together_seconds": 1.5 * point["seconds"], "together_bytes": 2 * point["bytes"]}
+        for point in points(0.5, 0.25)
+    ]
     trial = {**TRIAL, "steps_in_memory": 30, "most_at_once": 2, "estimators": {"exact": both}}
     config = FewShotConfig(learner="maml", inner_steps=10)
     for own in (1, 2):
         found = _plan(config, {**trial, "tasks_at_once": own}, episodes=4)
         assert found.chosen.tasks_at_once == own and found.chosen.steps_in_memory == 10
         beside = found.options[-1]
-        assert beside.memory_gb == pytest.approx(2 * (0.5 + 10 * 0.25) + 2 * 0.05)
+        assert beside.memory_gb == pytest.approx(0.02 + 2 * (0.5 + 10 * 0.25) + 3 * 0.05)
         assert beside.seconds == pytest.approx(2 * 1.5 * 11)
         assert str(beside).startswith("exact, 10 inner steps in memory, 2 tasks side by side: ")
         assert [option.tasks_at_once for option in found.options] == [1, 1, 1, 2]

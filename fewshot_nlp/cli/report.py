@@ -127,7 +127,7 @@ def _gradient(settings: Settings, learner: GradientLearner) -> str:
     support = Batch(inputs, torch.zeros(n_way * k_shot, dtype=torch.long), n_way)
     if learner.asks:
         support = support.asked(learner.model.any_texts(n_way, NAME_TOKENS))
-    return learner.describe(support.to(learner.model.device))
+    return learner.describe(support.to(learner.model.device), settings.args.episodes_per_step)
 
 
 def _adapter(settings: Settings) -> str:

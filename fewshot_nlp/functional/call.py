@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
     """
     check_names(params, set(names))
     with _checkpointing(module, params), ClosedForms():
-        return torch.func.functional_call(module, dict(params), kwargs=inputs)
+        return torch.func.functional_call(module, dict(params), kwargs=inputs, tie_weights=_is_tied(module))
 
 
 def run(module: nn.Module, names: tuple[str, ...], params: Params, function: Callable[[], Any]) -> Any:
@@ -44,6 +45,17 @@ def run(module: nn.Module, names: tuple[str, ...], params: Params, function: Cal
     values = {f"module.{name}": value for name, value in params.items()}
     with _checkpointing(module, params), ClosedForms():
         return torch.func.functional_call(_Within(module), values, (function, ()))
+
+
+_tied: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _is_tied(module: nn.Module) -> bool:
+    """Whether a parameter or buffer has two names. To look takes as long as a small layer, so it is done once."""
+    if module not in _tied:
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        _tied[module] = len(named) > len({id(value) for _, value in named})
+    return _tied[module]
 
 
 class _Reached(Exception):

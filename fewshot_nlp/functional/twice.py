@@ -8,6 +8,7 @@ adjoint of that, its derivatives are ``∂/∂g: J(x)ᵀ u`` and ``∂/∂x: ∂
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -138,6 +139,11 @@ def _by_torch(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, u: 
     grad, x = (each.view_as(each) if each.requires_grad else each.detach().requires_grad_() for each in (grad, x))
     (slope,) = torch.autograd.grad(function(x), x, grad, create_graph=True)
     return torch.autograd.grad(slope, (grad, x), u, create_graph=True)
+
+
+for _form in (Gelu, GeluSlope, LayerNorm, LayerNormSlope):
+    # torch asks for it in every call, and Python would work it out each time.
+    _form.forward.__signature__ = inspect.signature(_form.forward)  # type: ignore[union-attr]
 
 
 class ClosedForms(TorchFunctionMode):

@@ -174,13 +174,20 @@ class GradientLearner(BaseLearner):
         return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
 
     def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
-        # Where steps would have to be run again, they take longer than a second core on one task.
-        count = workers_for(self, len(episodes)) if self.model.voice is None else 1
+        count = self._most_at_once(len(episodes))
         if count == 1:
             return 1
         held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
+        return count if self._holds(count, held) else 1
+
+    def _most_at_once(self, tasks: int) -> int:
+        return workers_for(self, tasks) if self.model.voice is None else 1
+
+    def _holds(self, tasks: int, steps: int) -> bool:
+        """Whether memory for the graphs of so many ``steps`` is enough for so many ``tasks`` side by side. Where steps
+        would have to be run again for it, they take longer than all cores on one task."""
         needed = min(self.config.inner_steps, self.chunk or self.config.inner_steps) if self._keeps_graphs else 1
-        return count if held >= count * max(needed, 1) else 1
+        return steps >= tasks * max(needed, 1)
 
     @property
     def _keeps_graphs(self) -> bool:
@@ -193,8 +200,8 @@ class GradientLearner(BaseLearner):
         twin.chunk, twin._bytes_per_input = self.chunk, self._bytes_per_input
         return twin
 
-    def describe(self, support: Batch) -> str:
-        """How the meta-gradient of a task with such a support set is computed, in words."""
+    def describe(self, support: Batch, tasks: int = 1) -> str:
+        """How the meta-gradient of so many tasks with such a support set is computed, in words."""
         estimator, steps = self.estimator_name, self.config.inner_steps
         words = estimator.replace("_", " ")
         if estimator in ("exact", "truncated") and steps > 1:
@@ -204,7 +211,9 @@ class GradientLearner(BaseLearner):
                 if chunk >= steps
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
-        trunk = self.model.trunk
+        count, trunk = self._most_at_once(tasks), self.model.trunk
+        if count > 1 and self._holds(count, self.steps_in_memory(support)):
+            words += f"; {count} tasks side by side"
         return (
             words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
         )

@@ -126,6 +126,8 @@ def test_tasks_go_side_by_side_where_memory_holds_all_their_graphs(bert_folder, 
     for held, expected in ((13, 2), (11, 1), (0, 1)):
         learner = build_learner(tiny_config(bert_folder, graph_memory_gb=held * bytes_a_step, **settings))
         assert learner.tasks_at_once(episodes) == expected
+        words = "; 2 tasks side by side" in learner.describe(episodes[0].support, tasks=4)
+        assert words == (expected == 2)
         learner.chunk = 1
         assert learner.tasks_at_once(episodes) == (2 if held else 1), "a graph each is enough"
     cheap = build_learner(tiny_config(bert_folder, graph_memory_gb=3 * bytes_a_step, estimator="reptile", **settings))

@@ -126,16 +126,21 @@ def evaluate(
     mine = specs[rank::world_size]
     episodes = (reader(spec) if device is None else reader(spec).to(device) for spec in mine)
     bar = tqdm(mine, desc="evaluate", unit="episode", disable=not progress)
-    workers = [learner]
-    if isinstance(learner, BaseLearner):
-        workers += [learner.twin() for _ in range(workers_for(learner) - 1)]
-    with closing(side_by_side(partial(_answer, params), workers, episodes)) as answers:
+    with closing(side_by_side(partial(_answer, params), _workers(learner), episodes)) as answers:
         for spec, (query, logits, adapt_seconds, predict_seconds) in zip(bar, answers, strict=True):
             result.adapt_seconds += adapt_seconds
             result.predict_seconds += predict_seconds
             _record(result, spec, query, logits)
     result.metrics = _pooled_metrics(result, METRICS_BY_SCORE[result.score] if metrics is None else metrics)
     return result
+
+
+def _workers(learner: Learner) -> list[Learner]:
+    """The learner, and its twins where episodes go side by side."""
+    if not isinstance(learner, BaseLearner) or (learner.model.trunk is not None and learner.model.trunk.works):
+        # What a trunk keeps for training must not depend on how many cores found it.
+        return [learner]
+    return [learner, *(learner.twin() for _ in range(workers_for(learner) - 1))]
 
 
 def _answer(params: Params, learner: Learner, episode: Episode) -> tuple[Batch, Tensor, float, float]:

@@ -52,6 +52,23 @@ def test_gradients_reach_what_was_given_and_nothing_else(module):
     assert all(value.grad is None for value in module.parameters())
 
 
+def test_a_parameter_of_two_names_is_replaced_under_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    module = Tied()
+    assert trainable(module) == ("first.weight",)
+    for factor in (2.0, 3.0):
+        found = call(module, trainable(module), {"first.weight": factor * torch.eye(2)}, x=X)
+        torch.testing.assert_close(found, factor**2 * X)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

@@ -143,6 +143,8 @@ def test_what_the_trunk_keeps_is_made_before_on_all_cores(bert_folder, two_threa
     episodes = [random_episode([1, 2], seed=i, dtype=torch.float32) for i in range(2)]
     learner.meta_grad(learner.init_params(), episodes)
     assert set(threads) == {2}
+    evaluate(learner, learner.init_params(), SPECS, lambda spec: random_episode([1, 2], 3, 50, dtype=torch.float32))
+    assert set(threads) == {2}, "evaluation finds it on all cores, too"
     count = len(threads)
     twin = learner.twin()
     assert twin.model.trunk.known is learner.model.trunk.known

@@ -62,7 +62,11 @@ def predict(settings: Settings) -> tuple[Plan, str]:
     device = "cpu" if args.use_cpu else None
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
-    found = plan(config, **shape, tokens=lengths, meta_batch_size=args.episodes_per_step, device=device)
+    batch = {
+        "meta_batch_size": args.meta_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+    }
+    found = plan(config, **shape, tokens=lengths, **batch, device=device)
     words = (
         f"{args.episodes_per_step} episodes a step, up to {shape['n_way']}-way {shape['k_shot']}-shot with "
         f"{shape['n_query']} queries a class, texts of {min(lengths)} to {max(lengths)} tokens"

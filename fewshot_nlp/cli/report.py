@@ -60,6 +60,8 @@ def announce(
     shots += "-shot, class names are known" if config.tells_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
+    # Under autocast tasks go one by one.
+    together = args.meta_batch_size / processes if accelerator.mixed_precision == "no" else 1
     lines = {
         "data": f"{name}: {examples:,} {first.kind}s; classes: {splits}, none shared",
         **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
@@ -70,7 +72,7 @@ def announce(
         # A method may imply its head, and its steps.
         + (f", {learner.config.head} head" if learner.uses_head else "")
         + (f", {learner.config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
-        **({"gradient": _gradient(settings, learner)} if isinstance(learner, GradientLearner) else {}),
+        **({"gradient": _gradient(settings, learner, together)} if isinstance(learner, GradientLearner) else {}),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }
     for title, text in lines.items():
@@ -116,8 +118,8 @@ def picture(
     draw_episode(path, trained.learner, trained.params, sampler[0], trainer.reader, pool, title)
 
 
-def _gradient(settings: Settings, learner: GradientLearner) -> str:
-    """How the meta-gradient of the largest task is computed."""
+def _gradient(settings: Settings, learner: GradientLearner, together: float) -> str:
+    """How the meta-gradient of so many of the largest tasks is computed."""
     n_way, k_shot = settings.episodes.largest
     encoder = learner.model.encoder()
     if encoder.kind == "image":
@@ -127,7 +129,7 @@ def _gradient(settings: Settings, learner: GradientLearner) -> str:
     support = Batch(inputs, torch.zeros(n_way * k_shot, dtype=torch.long), n_way)
     if learner.asks:
         support = support.asked(learner.model.any_texts(n_way, NAME_TOKENS))
-    return learner.describe(support.to(learner.model.device), settings.args.episodes_per_step)
+    return learner.describe(support.to(learner.model.device), int(together) if together % 1 == 0 else 1)
 
 
 def _adapter(settings: Settings) -> str:

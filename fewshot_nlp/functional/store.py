@@ -57,6 +57,8 @@ class TensorStore:
                 self._keep(address, tensor)
 
     def _keep(self, address: bytes, tensor: Tensor) -> None:
+        if address in self._near:
+            self.bytes -= self._near[address].nbytes
         self._near[address] = tensor
         self.bytes += tensor.nbytes
         while self.bytes > self.max_bytes and len(self._near) > 1:

@@ -65,7 +65,7 @@ class GeluSlope(Function):
         scale, half = 2 / math.sqrt(2 * math.pi), x.square().mul_(-0.5)
         # In place: what these operations take is the time to reach memory.
         slope = half.exp().mul_(half.mul_(scale).add_(scale))
-        return _gelu_backward(u, x), slope.mul_(grad).mul_(u)
+        return _gelu_backward(u, x), (slope * u).mul_(grad)
 
 
 class LayerNorm(Function):
@@ -122,7 +122,7 @@ class LayerNormSlope(Function):
         unit = (x - mean).mul_(r)
         of_q, of_u = (u * q).mean(axes, keepdim=True), (u * unit).mean(axes, keepdim=True)
         of_grad = (grad * weight).mul_(unit).mean(axes, keepdim=True)
-        slope = unit.mul_(of_q).addcmul_(p, of_grad).addcmul_(q, of_u).mul_(-r)
+        slope = (unit * of_q).addcmul_(p, of_grad).addcmul_(q, of_u).mul_(-r)
         return p.mul_(weight), slope, *[None] * 5
 
 

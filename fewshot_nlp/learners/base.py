@@ -266,7 +266,11 @@ class BaseLearner(ABC):
 
     def twin(self) -> BaseLearner:
         """The same learner for another thread, which shares all tensors."""
-        return type(self)(self.config, self.model.twin())
+        twin = type(self)(self.config, self.model.twin())
+        if type(twin.head) is not type(self.head):
+            # One from outside, which the constructor knows nothing of.
+            twin.head = self.head
+        return twin
 
     def _read_ahead(self, episodes: Sequence[Episode]) -> None:
         # On all cores, as wherever else: with another number of them products may differ in the last bit, and what is

@@ -167,8 +167,9 @@ class GradientLearner(BaseLearner):
             theta = leaves(self.init_params())
             # The second step, where there is one: from a blind head, the first one keeps less.
             *before, link = self.links(batch)[:2]
-            carry = adapt(before, theta).map(leaf) if before else None
-            counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
+            with self.model.frozen_in(self.config.frozen_dtype):
+                carry = adapt(before, theta).map(leaf) if before else None
+                counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
             self._bytes_per_input = counted / _inputs(batch)
         inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
         return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
@@ -208,7 +209,7 @@ class GradientLearner(BaseLearner):
             chunk = self.chunk or self.steps_in_memory(support)
             words += (
                 f", all {steps} inner steps in one graph"
-                if chunk >= steps
+                if chunk >= len(self.links(support))
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
         count, trunk = self._most_at_once(tasks), self.model.trunk

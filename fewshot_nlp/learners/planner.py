@@ -107,6 +107,7 @@ def plan(
     n_query: int = 5,
     tokens: int | Sequence[int] = 16,
     meta_batch_size: int = 4,
+    gradient_accumulation_steps: int = 1,
     device: str | None = None,
 ) -> Plan:
     """Predict the peak memory and the seconds of a training step.
@@ -116,7 +117,8 @@ def plan(
         n_way, k_shot, n_query: shape of an episode; query examples a class.
         tokens: length of texts in tokens; of several, the examples take them in turn. Longer ones are cut to
             ``config.max_length``.
-        meta_batch_size: episodes a training step on this process.
+        meta_batch_size: episodes on this process whose gradients are computed together.
+        gradient_accumulation_steps: how often that is, in a training step.
         device: where training will run; the GPU if there is one, by default.
 
     Mixed precision and PEFT configuration objects are not planned for.
@@ -128,6 +130,7 @@ def plan(
     for name, value, low in (("n_way", n_way, 2), ("k_shot", k_shot, 1), ("n_query", n_query, 1)):
         at_least(name, value, low)
     at_least("meta_batch_size", meta_batch_size, 1)
+    at_least("gradient_accumulation_steps", gradient_accumulation_steps, 1)
     lengths = [tokens] if isinstance(tokens, int) else list(tokens)
     for length in lengths or [0]:
         at_least("tokens", length, 1)
@@ -151,7 +154,7 @@ def plan(
     trial = json.loads(run.stdout.splitlines()[-1])
     if "refused" in trial:
         raise (OSError if trial["kind"] == "OSError" else ValueError)(trial["refused"])
-    return _plan(config, trial, meta_batch_size)
+    return _plan(config, trial, meta_batch_size * gradient_accumulation_steps)
 
 
 def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
@@ -236,7 +239,7 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
     if not isinstance(learner, GradientLearner):
         found["left_bytes"] = _left_behind(learner, params, [episode], device)
-        return {**found, "estimators": {"none": _points([(learner, 0)], episode, 1, device)}}
+        return {**found, "estimators": {"none": _points([(learner, 0)], [episode], device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
     found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(learner._known(episode.support), episode.query)
     found["tasks_at_once"] = learner.tasks_at_once([episode] * episodes)
@@ -253,8 +256,9 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
     found["most_at_once"] = most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
-    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, [episode] * most, device)
-    tried = {each: _points(loops[each], episode, most, device) for each in loops}
+    several = [episode, *(example_episode(learner, **shape, seed=seed) for seed in range(1, most))]
+    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device)
+    tried = {each: _points(loops[each], several, device) for each in loops}
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
 
@@ -277,25 +281,23 @@ def _left_behind(learner: BaseLearner, params: dict[str, Tensor], episodes: list
     return max(resident(device) - before, 0)
 
 
-def _points(
-    loops: Sequence[tuple[BaseLearner, int]], episode: Episode, together: int, device: str
-) -> list[dict[str, float]]:
-    """What one episode's gradient takes, its adaptation alone, and the gradients of so many ``together``, for each of
-    ``loops`` and its number of steps."""
+def _points(loops: Sequence[tuple[BaseLearner, int]], episodes: list[Episode], device: str) -> list[dict[str, float]]:
+    """What the first episode's gradient takes, its adaptation alone, and the gradients of all ``episodes`` together, if
+    there are several, for each of ``loops`` and its number of steps."""
     points: list[dict[str, float]] = []
     runs: list[dict[str, Callable[[], object]]] = []
     for learner, steps in loops:
         params = _on(learner.init_params(), device)
-        run: dict[str, Callable[[], object]] = {"": partial(_gradient, learner, params, [episode])}
-        if together > 1:
-            run["together_"] = partial(_gradient, learner, params, [episode] * together)
+        run: dict[str, Callable[[], object]] = {"": partial(_gradient, learner, params, episodes[:1])}
+        if len(episodes) > 1:
+            run["together_"] = partial(_gradient, learner, params, episodes)
         points.append({"steps": steps})
         for what, work in run.items():
             forget_peak(device)
             before = resident(device)
             work()
             points[-1][f"{what}bytes"] = peak(device) - before
-        runs.append({**run, "adapt_": partial(_adapt, learner, params, episode)})
+        runs.append({**run, "adapt_": partial(_adapt, learner, params, episodes[0])})
     # In turns, and the fastest of each: what else the machine does only ever adds, and not to all alike.
     for _ in range(TURNS):
         for point, run in zip(points, runs, strict=True):

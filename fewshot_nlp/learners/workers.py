@@ -6,8 +6,7 @@ The tensors of one task are small: a second core on the same product gains half 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -36,7 +35,7 @@ def workers_for(learner: BaseLearner, tasks: int = 0) -> int:
     from the one generator of all threads; and under autocast, which is known to the calling thread alone.
     """
     model = learner.model
-    if not learner.fast_body or model.device.type != "cpu" or model.module.training:
+    if not learner.fast_body or model.device.type != "cpu" or any(part.training for part in model.module.modules()):
         return 1
     if torch.is_autocast_enabled("cpu") or _weights(model.module) < LEAST_WEIGHTS:
         return 1
@@ -72,15 +71,19 @@ def side_by_side(
         with ThreadPoolExecutor(len(workers) - 1, initializer=torch.set_num_threads, initargs=(own,)) as pool:
             # A part at a time: what is read ahead stays in memory.
             while part := list(islice(rest, 8 * len(workers))):
-                todo, done = deque(enumerate(part)), dict[int, Result]()
+                todo, done = enumerate(part), dict[int, Result]()
 
-                def turn(worker: Worker, todo: deque[tuple[int, Item]] = todo, done: dict[int, Result] = done) -> None:
+                def turn(
+                    worker: Worker, todo: Iterator[tuple[int, Item]] = todo, done: dict[int, Result] = done
+                ) -> None:
                     try:
-                        while todo:
-                            place, item = todo.popleft()
-                            done[place] = work(worker, item)
-                    finally:
-                        todo.clear()
+                        # Another thread may take the last one in between a look and a grasp.
+                        while (taken := next(todo, None)) is not None:
+                            done[taken[0]] = work(worker, taken[1])
+                    except BaseException:
+                        for _ in todo:
+                            pass
+                        raise
 
                 others = [pool.submit(turn, worker) for worker in workers[1:]]
                 turn(workers[0])

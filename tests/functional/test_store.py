@@ -83,5 +83,6 @@ def test_threads_share_a_store_and_a_copy_starts_empty(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, (0, 30, 60, 90)))
     assert store.file_bytes > 0
+    assert store.bytes == sum(tensor.nbytes for tensor in store._near.values()) <= store.max_bytes
     again = copy.deepcopy(store)
     assert again.get(addresses[0]) is None and again.max_bytes == store.max_bytes

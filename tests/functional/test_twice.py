@@ -94,6 +94,16 @@ def test_without_a_gradient_and_under_autocast_nothing_is_replaced(function):
         assert type(functional.gelu(x).grad_fn).__name__ == "GeluBackward0"
 
 
+def test_a_second_derivative_for_many_vectors_at_once(function):
+    x = example()
+    (slope,) = torch.autograd.grad(within(function)(x).square().sum(), x, create_graph=True)
+    vectors = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    (found,) = torch.autograd.grad(slope, x, vectors, is_grads_batched=True, retain_graph=True)
+    for one, vector in zip(found, vectors, strict=True):
+        (expected,) = torch.autograd.grad(slope, x, vector, retain_graph=True)
+        torch.testing.assert_close(one, expected)
+
+
 def test_under_vmap(function):
     x = example()
     torch.testing.assert_close(torch.vmap(within(function))(x), torch.stack([function(row) for row in x]))

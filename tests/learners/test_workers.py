@@ -8,6 +8,7 @@ import torch
 from fewshot_nlp.evaluation import evaluate
 from fewshot_nlp.learners import build_learner, workers
 from fewshot_nlp.learners.workers import side_by_side, workers_for
+from fewshot_nlp.models.heads import LinearHead
 from fewshot_nlp.types import EpisodeSpec
 from tests.tiny import random_episode, tiny_config
 
@@ -150,6 +151,24 @@ def test_what_the_trunk_keeps_is_made_before_on_all_cores(bert_folder, two_threa
     assert twin.model.trunk.known is learner.model.trunk.known
     twin.meta_grad(learner.init_params(), episodes)
     assert len(threads) == count, "nothing is run again"
+
+
+class Loud(LinearHead):
+    """Answers of its own."""
+
+    def logits(self, params, state, features):
+        return 2 * super().logits(params, state, features)
+
+
+def test_a_head_from_outside_is_every_workers(bert_folder, two_threads):
+    learner = build_learner(tiny_config(bert_folder, learner="maml"))
+    learner.head = Loud(learner.config)
+    params = learner.init_params()
+    episodes = [random_episode([1, 2], seed=i, dtype=torch.float32) for i in range(4)]
+    found = learner.meta_grad(params, episodes)
+    torch.set_num_threads(1)
+    for one, other in zip(found.logits, learner.meta_grad(params, episodes).logits, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_twin_shares_all_but_the_module(bert_folder):

@@ -56,7 +56,8 @@ def test_the_largest_episode_and_the_texts_of_the_data(tiny, monkeypatch):
         "k_shot": 3,
         "n_query": 2,
         "tokens": None,
-        "meta_batch_size": 6,
+        "meta_batch_size": 2,
+        "gradient_accumulation_steps": 3,
         "device": "cpu",
     }
     # Five words and a number, between two special tokens.

@@ -247,8 +247,8 @@ class GradientLearner(BaseLearner):
                 grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
             updates, slots = self.rule.update(grads, slots, Point(fast, k, params, loss if exact else loss.detach()))
             # What rests stays the very tensor that the features were made under.
-            rests = {n for n in fast if k == 0 and self._head_first and not n.startswith(HEAD)}
-            fast = {n: value if n in rests else value + updates[n] for n, value in fast.items()}
+            rests = k == 0 and self._head_first
+            fast = {n: v if rests and not n.startswith(HEAD) else v + updates[n] for n, v in fast.items()}
         return Carry(fast, {**slots, **kept})
 
     def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:

@@ -68,7 +68,7 @@ def test_a_full_disk_makes_it_forget_and_not_fail():
     assert all(value is None or torch.equal(value, one + i) for i, value in enumerate(found))
 
 
-def test_threads_share_a_store_and_a_copy_starts_empty(tmp_path):
+def test_threads_share_a_store_and_a_copy_starts_empty():
     store = TensorStore(max_bytes=40 * 4 * 8)
     addresses = [bytes([i]) for i in range(120)]
 

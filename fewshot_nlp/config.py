@@ -234,9 +234,12 @@ class FewShotConfig:
             "faster on processors with matrix units for it, and changes the gradient by some hundredths."
         },
     )
-    graph_memory_gb: float = field(
-        default=2.0,
-        metadata={"help": "Memory for the graphs of inner steps; what is beyond it runs again. Changes no gradient."},
+    graph_memory_gb: float | None = field(
+        default=None,
+        metadata={
+            "help": "Memory for the graphs of inner steps; what is beyond it runs again, which changes no gradient. "
+            "By default 2 on a CPU, half of what a GPU has."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -299,7 +302,8 @@ class FewShotConfig:
                 f"frozen_dtype={self.frozen_dtype!r} with adapter='full' changes nothing: no matrix is frozen. "
                 f"Use adapter='lora', or bf16 for all of training."
             )
-        at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
+        if self.graph_memory_gb is not None:
+            at_least("graph_memory_gb", self.graph_memory_gb, 0.0, float)
 
     @property
     def score(self) -> str:

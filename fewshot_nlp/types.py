@@ -83,7 +83,8 @@ class Batch:
     names: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
-        return int(self.labels.shape[0])
+        """Number of examples; of a stack of tasks, whose tensors have the tasks in front, of each task's."""
+        return int(self.labels.shape[-1])
 
     def to(self, device: torch.device | str) -> Batch:
         return self._map(lambda tensor: tensor.to(device))

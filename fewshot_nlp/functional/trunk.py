@@ -92,11 +92,16 @@ class Trunk:
             precision: names what else decides how the trunk computes, such as autocast.
             lay: how the call lays out what is ``[n, length, ...]`` in ``inputs``, if in another way.
         """
-        hidden = self._output(inputs, self._address(precision)) if self.works else None
+        hidden = self.read(inputs, precision)
         if hidden is None:
             yield
             return
-        hidden = lay(hidden) if lay else hidden
+        with self.starting(lay(hidden) if lay else hidden):
+            yield
+
+    @contextmanager
+    def starting(self, hidden: Tensor) -> Iterator[None]:
+        """A block in which the module starts at the first trained layer, which is given ``hidden``."""
         output = hidden if self._empty is None else (hidden, *[None] * self._empty)
         below, begun = [self.layers[i] for i in range(self.depth)], list[bool]()
         hook = self.layers[self.depth].register_forward_pre_hook(lambda *_: begun.append(True))
@@ -109,10 +114,10 @@ class Trunk:
             for i, layer in enumerate(below):
                 self.layers[i] = layer
 
-    def read(self, inputs: dict[str, Tensor], precision: str = "") -> None:
-        """Run what of ``inputs`` is not known, so that ``skipped`` need not."""
-        if self.works:
-            self._output(inputs, self._address(precision))
+    def read(self, inputs: dict[str, Tensor], precision: str = "") -> Tensor | None:
+        """The hidden states that the top of the trunk hands on, run for what is not known; ``None`` where it hands on
+        more."""
+        return self._output(inputs, self._address(precision)) if self.works else None
 
     def forget(self) -> None:
         """Free what is kept, and run every text anew."""

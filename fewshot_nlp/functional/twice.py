@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -29,8 +29,6 @@ _OF_INPUT = [True, False, False]
 class Gelu(Function):
     """``x Φ(x)``, with ``Φ`` the normal distribution function (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return functional.gelu(x)
@@ -38,6 +36,10 @@ class Gelu(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        return Gelu.apply(x), in_dims[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -74,8 +76,6 @@ class LayerNorm(Function):
     ``w`` and ``b`` are frozen. Returns ``mean x`` and ``r`` too.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, shape: list[int], weight: Tensor, bias: Tensor | None, eps: float) -> Any:
         return _norm(x, shape, weight, bias, eps)
@@ -85,6 +85,11 @@ class LayerNorm(Function):
         x, ctx.shape, weight, _, ctx.eps = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, *output[1:], weight)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, *others: Any) -> Any:
+        # Which dimensions are normalised is counted from the last.
+        return LayerNorm.apply(x.movedim(in_dims[0], 0), *others), (0, 0, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -150,23 +155,33 @@ class ClosedForms(TorchFunctionMode):
     """A block in which these stand for torch's own, where a gradient with respect to the input alone is asked for.
 
     Values and first derivatives are the same to the bit.
+
+    Args:
+        hidden: what is differentiated does not show it, as within ``torch.vmap``: that it is, is taken for granted.
     """
 
+    def __init__(self, hidden: bool = False) -> None:
+        super().__init__()
+        self.hidden = hidden
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.gelu and not kwargs and _suits(args[0]):
+        if func is functional.gelu and not kwargs and self._suits(args[0]):
             return Gelu.apply(args[0])
-        if func is functional.layer_norm and _suits(args[0]):
+        if func is functional.layer_norm and self._suits(args[0]):
             x, shape, weight, bias, eps = _of_norm(*args, **(kwargs or {}))
-            if weight is not None and not weight.requires_grad and (bias is None or not bias.requires_grad):
+            if weight is not None and self._is_frozen(weight) and (bias is None or self._is_frozen(bias)):
                 return LayerNorm.apply(x, list(shape), weight, bias, eps)[0]
         return func(*args, **(kwargs or {}))
 
+    def _suits(self, x: Tensor) -> bool:
+        if not (x.requires_grad or self.hidden) or x.dtype not in (torch.float32, torch.float64):
+            return False
+        # Under autocast torch decides in which precision an operation is.
+        return not torch.is_autocast_enabled(x.device.type)
 
-def _suits(x: Tensor) -> bool:
-    if not x.requires_grad or x.dtype not in (torch.float32, torch.float64):
-        return False
-    # Under autocast torch decides in which precision an operation is.
-    return not torch.is_autocast_enabled(x.device.type)
+    def _is_frozen(self, weight: Tensor) -> bool:
+        # Fast weights are plain tensors.
+        return not weight.requires_grad and (isinstance(weight, nn.Parameter) or not self.hidden)
 
 
 def _of_norm(

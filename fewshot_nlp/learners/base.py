@@ -261,7 +261,7 @@ class BaseLearner(ABC):
         return sum(parts[1:], parts[0])
 
     def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
-        """How many of the episodes' gradients are computed side by side: memory holds the graphs of so many."""
+        """How many of the episodes' gradients are computed together: memory holds the graphs of so many."""
         return 1
 
     def twin(self) -> BaseLearner:
@@ -305,10 +305,9 @@ class BaseLearner(ABC):
             logits = self.predict(theta, state, episode.query)
             loss = self.loss(logits, episode.query.labels)
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode)
+        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
 
-    def _part(self, grads: dict[str, Tensor], logits: Tensor, episode: Episode) -> MetaGrad:
-        labels = episode.query.labels
+    def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
         return MetaGrad(grads, self.loss(logits, labels), episode_score(logits, labels), 1, [logits])
 
 

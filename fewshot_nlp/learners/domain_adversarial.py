@@ -82,7 +82,7 @@ class DomainAdversarial(ProtoNet):
             domain = self.domain_loss(theta, torch.cat([ours, asked]), theirs, self.options.at(episode.spec.index))
             loss = self.loss(logits, query.labels) + domain
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode)
+        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
 
     def domain_loss(self, params: Params, source: Tensor, target: Tensor, weight: float) -> Tensor:
         """``L_d`` of the features of both domains, which it reaches reversed."""

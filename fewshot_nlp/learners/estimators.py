@@ -10,6 +10,7 @@ import torch
 
 from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.outer import Carry, adapt, meta_gradient
+from fewshot_nlp.learners.stacking import by_task, is_stack
 from fewshot_nlp.types import Episode, MetaGrad, Params
 
 if TYPE_CHECKING:
@@ -32,17 +33,19 @@ def backpropagated(learner: GradientLearner, params: Params, episode: Episode, e
         weights=learner.config.step_loss_weights,
         seed=episode.spec.index,
     )
-    return learner._part(outcome.grads, outcome.extra, episode)
+    return learner._part(outcome.grads, outcome.extra, episode.query.labels)
 
 
 def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
     """Reptile's direction: from the adapted weights to the start. Zero for what no task changes."""
     state = learner._adapted(params, episode.support)
     with torch.no_grad():
-        logits = learner.predict(params, state, episode.query)
-        moved = learner.displacement(params, state)
+        _, logits = learner._answered(params, state, episode.query)
+        moved = by_task(episode.support, partial(learner.displacement, params), state)
+        if is_stack(episode.support):
+            moved = {name: value.sum(dim=0) for name, value in moved.items()}
         grads = {name: moved[name] if name in moved else torch.zeros_like(value) for name, value in params.items()}
-    return learner._part(grads, logits, episode)
+    return learner._part(grads, logits, episode.query.labels)
 
 
 def implicit(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
@@ -62,7 +65,7 @@ def implicit(learner: GradientLearner, params: Params, episode: Episode) -> Meta
         proximal=learner.config.proximal,
         steps=learner.config.conjugate_gradient_steps,
     )
-    return learner._part(outcome.grads, outcome.extra, episode)
+    return learner._part(outcome.grads, outcome.extra, episode.query.labels)
 
 
 ESTIMATORS: dict[str, Callable[[GradientLearner, Params, Episode], MetaGrad]] = {

@@ -6,7 +6,9 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,12 +16,14 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
 from fewshot_nlp.functional.outer import Carry, Link, adapt, leaf, leaves
-from fewshot_nlp.functional.rules import Point, build_rule
+from fewshot_nlp.functional.rules import Point, Slots, Updates, build_rule
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.estimators import ESTIMATORS
+from fewshot_nlp.learners.stacking import by_task, is_stack, pays, refusal, spread, stacked, stacks
 from fewshot_nlp.learners.workers import workers_for
 from fewshot_nlp.models.model import NAME_TOKENS, PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
@@ -44,7 +48,10 @@ class GradientLearner(BaseLearner):
     #: Inner steps whose graphs are in memory together; if not set, as many as ``config.graph_memory_gb`` holds. The
     #: gradient is the same.
     chunk: int | None = None
+    #: Whether tasks go in one stack; if not set, where ``stacking.pays``. The gradient is the same.
+    stacking: bool | None = None
     _bytes_per_input: float | None = None
+    _refusal: tuple[str | None] | None = None
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)
@@ -172,9 +179,55 @@ class GradientLearner(BaseLearner):
                 counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
             self._bytes_per_input = counted / _inputs(batch)
         inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
-        return max(1, int(self.config.graph_memory_gb * 2**30 / (self._bytes_per_input * inputs)))
+        return max(1, int(self._graph_memory / (self._bytes_per_input * inputs)))
+
+    @property
+    def _graph_memory(self) -> float:
+        """Bytes for the graphs of inner steps."""
+        given, device = self.config.graph_memory_gb, self.model.device
+        if given is None and device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory / 2
+        return (2.0 if given is None else given) * 2**30
+
+    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        if len(episodes) < 2 or not self._stacks:
+            return super().meta_grad(params, episodes)
+        check_names(params, self.names)
+        with self.model.frozen_in(self.config.frozen_dtype):
+            most = self.tasks_at_once(episodes)
+            parts = [
+                self._stack_grad(params, part) if len(part) > 1 else self._told_grad(params, part[0])
+                for part in stacks(episodes, most)
+            ]
+        return sum(parts[1:], parts[0])
+
+    def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        """Sum of the gradients of tasks that are alike, all at once."""
+        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
+        with self.model.of_tasks():
+            support, query = (replace(p, inputs=self.model.ready(p.inputs)) for p in (whole.support, whole.query))
+            return self._episode_grad(params, replace(whole, support=support, query=query))
+
+    @property
+    def _stacks(self) -> bool:
+        """Whether stacks are to be tried."""
+        if type(self)._episode_grad is not GradientLearner._episode_grad:
+            return False
+        return pays(self.model) if self.stacking is None else self.stacking
+
+    def _stack_size(self, tasks: int, support: Batch, steps: int) -> int:
+        """How many tasks are in a stack, where the graphs of so many ``steps`` of one are held; no more stacks than
+        need be, and of one size."""
+        if self._refusal is None:
+            self._refusal = (refusal(self, support),)
+        if self._refusal[0] is not None:
+            return 1
+        return math.ceil(tasks / math.ceil(tasks / max(1, steps // self._steps_needed)))
 
     def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
+        if self._stacks and len(episodes) > 1:
+            held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
+            return self._stack_size(len(episodes), self._known(episodes[0].support), held)
         count = self._most_at_once(len(episodes))
         if count == 1:
             return 1
@@ -187,13 +240,14 @@ class GradientLearner(BaseLearner):
     def _holds(self, tasks: int, steps: int) -> bool:
         """Whether memory for the graphs of so many ``steps`` is enough for so many ``tasks`` side by side. Where steps
         would have to be run again for it, they take longer than all cores on one task."""
-        needed = min(self.config.inner_steps, self.chunk or self.config.inner_steps) if self._keeps_graphs else 1
-        return steps >= tasks * max(needed, 1)
+        return steps >= tasks * self._steps_needed
 
     @property
-    def _keeps_graphs(self) -> bool:
-        """Whether the graphs of several inner steps are needed together."""
-        return self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
+    def _steps_needed(self) -> int:
+        """How many inner steps' graphs are needed together where none is to run again."""
+        steps = self.config.inner_steps
+        keeps = self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
+        return max(min(steps, self.chunk or steps), 1) if keeps else 1
 
     def twin(self) -> GradientLearner:
         twin = super().twin()
@@ -212,8 +266,13 @@ class GradientLearner(BaseLearner):
                 if chunk >= len(self.links(support))
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
-        count, trunk = self._most_at_once(tasks), self.model.trunk
-        if count > 1 and self._holds(count, self.steps_in_memory(support)):
+        count, trunk, held = self._most_at_once(tasks), self.model.trunk, self.steps_in_memory(support)
+        if self._stacks:
+            if (size := self._stack_size(tasks, support, held)) > 1:
+                words += f"; {size} tasks in one stack"
+            elif tasks > 1 and self._refusal and self._refusal[0]:
+                words += f"; one task at a time, as {self._refusal[0]}"
+        elif count > 1 and self._holds(count, held):
             words += f"; {count} tasks side by side"
         return (
             words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
@@ -225,7 +284,7 @@ class GradientLearner(BaseLearner):
         """The steps in ``span``; the inner gradients of those before ``constant`` are not differentiated."""
         if carry is None:
             fast, features = self._start(params, support)
-            slots = self.rule.init(fast)
+            slots = by_task(support, self.rule.init, fast)
             # What later steps need of the start: all that does not stand in params.
             kept = {f"{START}{n}": v for n, v in fast.items() if v is not params.get(n)} if self.config.proximal else {}
             if not self.fast_body:
@@ -238,27 +297,44 @@ class GradientLearner(BaseLearner):
             fast = carry.fast
             kept = {n: v for n, v in carry.slots.items() if n.startswith((START, FEATURES))}
             slots = {n: v for n, v in carry.slots.items() if n not in kept}
-            features = kept[FEATURES] if FEATURES in kept else self.features({**params, **fast}, support.inputs)
+            features = kept[FEATURES] if FEATURES in kept else self._features(params, fast, support)
         for k in span:
             exact, blind = record and k >= constant, k == 0 and getattr(self.head, "blind", False)
             grads, loss = self._inner_gradient(params, fast, features, support, create_graph=exact, blind=blind)
             if self.config.proximal and k:
                 start = {n: kept[f"{START}{n}"] if f"{START}{n}" in kept else params[n] for n in fast}
                 grads = {n: grad + self.config.proximal * (fast[n] - start[n]) for n, grad in grads.items()}
-            updates, slots = self.rule.update(grads, slots, Point(fast, k, params, loss if exact else loss.detach()))
+            loss = loss if exact else loss.detach()
+            updates, slots = by_task(support, partial(self._step, params, k), grads, slots, fast, loss)
             # What rests stays the very tensor that the features were made under.
             rests = k == 0 and self._head_first
             fast = {n: v if rests and not n.startswith(HEAD) else v + updates[n] for n, v in fast.items()}
         return Carry(fast, {**slots, **kept})
 
+    def _step(
+        self, params: Params, k: int, grads: Updates, slots: Slots, fast: Params, loss: Tensor
+    ) -> tuple[Updates, Slots]:
+        return self.rule.update(grads, slots, Point(fast, k, params, loss))
+
+    def _features(self, params: Params, fast: Params, batch: Batch) -> Tensor:
+        """Features of a batch under fast weights; of each task's under its own."""
+        return by_task(batch, lambda fast, inputs: self.features({**params, **fast}, inputs), fast, batch.inputs)
+
     def _start(self, params: Params, support: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Fast weights before the first step, and the support features that a head's start is made of."""
         body = self._body(params)
-        features = self.features({**params, **body}, support.inputs)
-        head = self.head.start(params, features, support.labels, support.n_way) if self.head.fast else {}
+        if is_stack(support):
+            body = spread(support, body)
+        features = self._features(params, body, support)
+        head = self._head_state(params, features, support) if self.head.fast else {}
         # A start that follows from no parameter, such as zero, is differentiated too.
         made = {name: value.requires_grad_() for name, value in head.items()}
         return {**body, **made}, features
+
+    def _head_state(self, params: Params, features: Tensor, support: Batch) -> dict[str, Tensor]:
+        """What the head makes of support features."""
+        labels, n_way = support.labels, support.n_way
+        return by_task(support, lambda f, own: self.head.start(params, f, own, n_way), features, labels)
 
     def _inner_gradient(
         self, params: Params, fast: Params, features: Tensor, support: Batch, create_graph: bool, blind: bool = False
@@ -270,18 +346,24 @@ class GradientLearner(BaseLearner):
         # The head may have been made from these very features. A view parts the loss's direct path from that one, so
         # that the first step needs no second forward pass.
         seen = features.view_as(features)
-        state = fast if self.head.fast else self.head.start(params, seen, support.labels, support.n_way)
-        loss = self.loss(self.head.logits(params, state, seen), support.labels)
+        state = fast if self.head.fast else self._head_state(params, seen, support)
+        losses = by_task(
+            support,
+            lambda state, seen, labels: self.loss(self.head.logits(params, state, seen), labels),
+            state, seen, support.labels,
+        )  # fmt: skip
+        # No task's fast weights are in another's loss.
+        loss = losses.sum()
         body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
         own = [value for name, value in fast.items() if name not in body]
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
         if not body or blind:
             grads = [*map(torch.zeros_like, body.values()), *torch.autograd.grad(loss, own, **options)]
-            return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), loss
+            return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), losses
         pull, *grads = torch.autograd.grad(loss, [seen, *own], **options)
         # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
         grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *grads]
-        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), loss
+        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), losses
 
     def _adapt(self, params: Params, support: Batch) -> State:
         carry: Carry | None = None
@@ -313,8 +395,8 @@ class GradientLearner(BaseLearner):
         """What ``predict`` needs: the fast weights, and the state of a head that follows from them."""
         if self.head.fast:
             return carry.fast
-        features = self.features({**params, **carry.fast}, support.inputs)
-        return {**carry.fast, **self.head.start(params, features, support.labels, support.n_way)}
+        features = self._features(params, carry.fast, support)
+        return {**carry.fast, **self._head_state(params, features, support)}
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         try:
@@ -331,12 +413,27 @@ class GradientLearner(BaseLearner):
         """What Reptile averages over tasks: for each meta-parameter that the task changed, the start minus the end."""
         return {name: value - state[name] for name, value in params.items() if name in state}
 
+    def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
+        if labels.dim() == 1:
+            return super()._part(grads, logits, labels)
+        own = [super(GradientLearner, self)._part({}, *answers) for answers in zip(logits, labels, strict=True)]
+        return replace(sum(own[1:], own[0]), grads=grads)
+
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
-        logits = self.predict(params, self._state(params, carry, episode.support), episode.query)
-        return self.loss(logits, episode.query.labels), logits
+        return self._answered(params, self._state(params, carry, episode.support), episode.query)
+
+    def _answered(self, params: Params, state: State, query: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and logits of the queries; of a stack, the sum of the tasks' losses."""
+
+        def answer(state: State, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.predict(params, state, replace(query, inputs=inputs, labels=labels))
+            return self.loss(logits, labels), logits
+
+        losses, logits = by_task(query, answer, state, query.inputs, query.labels)
+        return losses.sum(), logits
 
 
 def _inputs(batch: Batch) -> int:
     """Tokens of a batch of texts, padding included, or images of another."""
     mask = batch.inputs.get("attention_mask")
-    return len(batch) if mask is None else mask.numel()
+    return batch.labels.numel() if mask is None else mask.numel()

@@ -69,4 +69,4 @@ class Joint(GradientLearner):
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         with torch.no_grad():
             answers = self.predict(params, self.adapt(params, support), query)
-        return self._part(dict(zip(theta, grads, strict=True)), answers, episode)
+        return self._part(dict(zip(theta, grads, strict=True)), answers, episode.query.labels)

@@ -48,7 +48,7 @@ class Option:
         steps_in_memory: inner steps whose graphs are in memory together.
         memory_gb: peak memory above that of the loaded model, in GiB.
         seconds: for one training step of all its episodes, on one process.
-        tasks_at_once: episodes side by side on the cores of a CPU.
+        tasks_at_once: episodes whose gradients are computed together, in one stack or side by side on a CPU's cores.
     """
 
     estimator: str | None
@@ -62,7 +62,7 @@ class Option:
         if self.steps_in_memory is not None:
             words += f", {self.steps_in_memory} inner steps in memory"
         if self.tasks_at_once > 1:
-            words += f", {self.tasks_at_once} tasks side by side"
+            words += f", {self.tasks_at_once} tasks at once"
         return f"{words}: {self.memory_gb:.2f} GB, {self.seconds:.2f} s a step"
 
 
@@ -178,7 +178,7 @@ def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
             memory = _line({point["steps"]: point["together_bytes"] for point in points})
             seconds = _line({point["steps"]: point["together_seconds"] for point in points})
             gigabytes = (memory[0] + memory[1] * steps + beside) / 2**30
-            total = (seconds[0] + seconds[1] * steps) * (episodes // together)
+            total = (seconds[0] + seconds[1] * steps) * -(-episodes // together)
             options.append(Option(name, steps if graphs else None, gigabytes, total, together))
     first = next(iter(trial["estimators"]))
     same = [option for option in options if option.estimator == (None if first == "none" else first)]
@@ -255,7 +255,9 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
             shorter = type(learner)(settings, learner.model)
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
-    found["most_at_once"] = most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
+    # As many as the settings have; where memory lets them have one, as many as more of it would.
+    most = found["tasks_at_once"]
+    found["most_at_once"] = most = most if most > 1 else loops[estimator][0][0].tasks_at_once([episode] * episodes)
     several = [episode, *(example_episode(learner, **shape, seed=seed) for seed in range(1, most))]
     found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device)
     tried = {each: _points(loops[each], several, device) for each in loops}

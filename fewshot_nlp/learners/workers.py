@@ -37,13 +37,14 @@ def workers_for(learner: BaseLearner, tasks: int = 0) -> int:
     model = learner.model
     if not learner.fast_body or model.device.type != "cpu" or any(part.training for part in model.module.modules()):
         return 1
-    if torch.is_autocast_enabled("cpu") or _weights(model.module) < LEAST_WEIGHTS:
+    if torch.is_autocast_enabled("cpu") or weights(model.module) < LEAST_WEIGHTS:
         return 1
     shared = math.gcd(torch.get_num_threads(), tasks)
     return max(count for count in range(1, MAX_WORKERS + 1) if shared % count == 0)
 
 
-def _weights(module: nn.Module) -> int:
+def weights(module: nn.Module) -> int:
+    """How many ``module`` has, embeddings aside."""
     parts = [part for part in module.modules() if not isinstance(part, nn.Embedding)]
     return sum(value.numel() for part in parts for value in part.parameters(recurse=False))
 

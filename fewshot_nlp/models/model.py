@@ -21,6 +21,7 @@ from fewshot_nlp.data.templates import TemplateEncoder
 from fewshot_nlp.functional.call import call, run, trainable
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk
+from fewshot_nlp.functional.twice import ClosedForms
 from fewshot_nlp.models.adapters import bare_model, build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
@@ -34,6 +35,8 @@ from fewshot_nlp.types import NAMES, Params, split_names
 PREFIX = "model."
 #: What transformers calls the token that stands for the whole image.
 CLASS_TOKENS = ("cls_token", "class_embedding")
+#: Name among a stack's inputs of what the trunk hands on.
+HIDDEN = "trunk.hidden"
 #: What a name of a class is taken to have, where memory and time are foretold.
 NAME_TOKENS = 4
 
@@ -70,6 +73,7 @@ class FewShotModel:
         self.trunk = None if goes_on else find_trunk(module, self.trainable, not self.transductive, longest)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
+        self._of_tasks = False
 
     @classmethod
     def build(cls, config: FewShotConfig, peft_config: Any = None, seed: int = 0, **kwargs: Any) -> FewShotModel:
@@ -177,12 +181,15 @@ class FewShotModel:
 
         ``frozen``: other values for some of the tensors that are not trained, by the names of ``module``.
         """
+        inputs, hidden = {n: t for n, t in inputs.items() if n != HIDDEN}, inputs.get(HIDDEN)
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
         names, values = (*self.trainable, *frozen), {**body, **frozen}
 
         def below(part: dict[str, Tensor], packing: Packing | None = None) -> AbstractContextManager[None]:
+            if self.trunk is not None and hidden is not None:
+                return self.trunk.starting(hidden)
             # Dropout draws anew in every pass, also below.
-            trunk = None if self.module.training or frozen else self.trunk
+            trunk = None if self.module.training or frozen or self._of_tasks else self.trunk
             lay = packing.pack if packing else None
             return trunk.skipped(part, self._precision(), lay) if trunk else nullcontext()
 
@@ -201,11 +208,29 @@ class FewShotModel:
 
         return self._at_little_cost(read if self.voice is None else speak, inputs)
 
-    def read_ahead(self, inputs: dict[str, Tensor]) -> None:
-        """Run the trunk, if there is one, for what it does not know of ``inputs`` yet."""
-        if self.trunk is not None and self.voice is None and not self.module.training:
-            bare = split_names(inputs)[0]
-            self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self._precision())
+    def read_ahead(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Run the trunk, if there is one, for what it does not know of ``inputs`` yet; what it hands on."""
+        if self.trunk is None or self.voice is not None or self.module.training:
+            return None
+        bare = split_names(inputs)[0]
+        return self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self._precision())
+
+    def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs ``[tasks, n, ...]`` of a stack, padded behind, as ``features`` takes those of one task under
+        ``torch.vmap``: with what the trunk hands on."""
+        hidden = self.read_ahead({name: tensor.flatten(0, 1) for name, tensor in inputs.items()})
+        shape = next(iter(inputs.values())).shape[:2]
+        return inputs if hidden is None else {**inputs, HIDDEN: hidden.unflatten(0, shape)}
+
+    @contextmanager
+    def of_tasks(self) -> Iterator[None]:
+        """A block in which ``features`` are of one task of a stack, whose numbers cannot be looked at."""
+        before, self._of_tasks = self._of_tasks, True
+        try:
+            with ClosedForms(hidden=True):
+                yield
+        finally:
+            self._of_tasks = before
 
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -230,6 +255,8 @@ class FewShotModel:
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
         if "attention_mask" not in inputs:
+            return at_once(inputs)
+        if self._of_tasks:
             return at_once(inputs)
         inputs, names = split_names(inputs)
         inputs, names = right_padded(inputs), right_padded(names) if names else {}

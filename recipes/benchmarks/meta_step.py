@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/meta_step.py
     python recipes/benchmarks/meta_step.py --lengths real --data_file <a jsonl with "text"> --json output/meta_step.json
+    python recipes/benchmarks/meta_step.py --device cuda --tasks 16
 
 4 tasks of 25 support and 25 query sentences, 5 inner steps of gradient descent, on the shape of all-MiniLM-L6-v2 (BERT,
 6 layers, 384 wide; random weights, which cost what others do), in three settings: LoRA of rank 8 on query and value of
@@ -9,7 +10,8 @@ all layers, of the top third of the layers, and full fine-tuning. Contenders tak
 alike; the first turn warms up and is not counted. Prints a table and writes JSON:
 
 - seconds: median over the turns; and the ratio to the plain loop, median of the ratios turn by turn.
-- memory: peak resident memory above the idle model, each contender in a process of its own.
+- memory: peak resident memory above the idle model, each contender in a process of its own; on a GPU, peak of its
+  allocated memory.
 - error: norm of the difference to the gradient in float64, over its norm; and the relative error of the norm alone.
 - share: floating-point operations of the products that the step cannot do without, over those that the machine does in
   that time in one large product.
@@ -40,13 +42,13 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import BertConfig, BertModel
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.memory import peak, resident
+from fewshot_nlp.functional.memory import forget_peak, peak, resident
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.backbone import ATTENTION
 from fewshot_nlp.types import Batch, Episode, EpisodeSpec
 
-N_WAY, SHOTS, TASKS, STEPS, RATE, SCALE = 5, 5, 4, 5, 0.05, 10.0
+N_WAY, SHOTS, STEPS, RATE, SCALE = 5, 5, 5, 0.05, 10.0
 SETTINGS = {
     "lora": "LoRA, all layers",
     "lora_top": "LoRA, top third of the layers",
@@ -54,24 +56,25 @@ SETTINGS = {
 }
 
 
-def build_module(setting: str, attention: str) -> Any:
+def build_module(setting: str, attention: str, device: torch.device) -> Any:
     """A random BERT of MiniLM's shape, the same one for every contender."""
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, hidden_act="gelu"
     )
     config._attn_implementation = attention
+    # Drawn on the CPU, where random numbers are the same for every device.
     module = BertModel(config, add_pooling_layer=False).eval()
     if setting == "full":
-        return module.requires_grad_(True)
+        return module.requires_grad_(True).to(device)
     layers = [4, 5] if setting == "lora_top" else None
     lora = LoraConfig(
         r=8, lora_alpha=16, target_modules=["query", "value"], layers_to_transform=layers, init_lora_weights=False
     )
-    return get_peft_model(module.requires_grad_(False), lora).eval()
+    return get_peft_model(module.requires_grad_(False), lora).eval().to(device)
 
 
-def build_episodes(lengths: list[int]) -> list[Episode]:
+def build_episodes(lengths: list[int], tasks: int, device: str) -> list[Episode]:
     """Tasks whose sentences have the given numbers of tokens, in turn."""
     rng = torch.Generator().manual_seed(1)
     endless = iter(lengths * 1000)
@@ -83,8 +86,12 @@ def build_episodes(lengths: list[int]) -> list[Episode]:
         ids = torch.randint(1000, 30000, mask.shape, generator=rng) * mask
         return Batch({"input_ids": ids, "attention_mask": mask}, labels, N_WAY)
 
-    specs = [EpisodeSpec("train", i, "random", tuple("abcde"), (), ()) for i in range(TASKS)]
-    return [Episode(spec, batch(), batch()) for spec in specs]
+    specs = [EpisodeSpec("train", i, "random", tuple("abcde"), (), ()) for i in range(tasks)]
+    return [Episode(spec, batch(), batch()).to(device) for spec in specs]
+
+
+def device_of(episodes: list[Episode]) -> torch.device:
+    return episodes[0].query.labels.device
 
 
 Gradient = Callable[[], dict[str, Tensor]]
@@ -94,12 +101,15 @@ def ours(
     setting: str,
     episodes: list[Episode],
     dtype: torch.dtype,
-    graph_memory_gb: float = 2.0,
+    graph_memory_gb: float | None = None,
     frozen_dtype: str = "float32",
     seen: bool = False,
+    stacking: bool | None = None,
 ) -> Gradient:
     """This package's learner; the gradient by name without the prefix ``model.``. ``seen``: the texts were trained or
     evaluated on before, so that what the layers below the first adapter make of them is known."""
+    if stacking is False and device_of(episodes).type == "cpu":
+        raise CannotTake("stacks are for accelerators")
     if setting == "full" and frozen_dtype != "float32":
         raise CannotTake("nothing is frozen")
     if setting != "lora_top" and seen:
@@ -108,7 +118,9 @@ def ours(
         learner="maml", head="linear", head_init="zero", inner_steps=STEPS, inner_learning_rate=RATE, head_scale=SCALE,
         frozen_dtype=frozen_dtype, graph_memory_gb=graph_memory_gb,
     )  # fmt: skip
-    learner = build_learner(config, FewShotModel(build_module(setting, ATTENTION).to(dtype), None, config))
+    module = build_module(setting, ATTENTION, device_of(episodes)).to(dtype)
+    learner = build_learner(config, FewShotModel(module, None, config))
+    learner.stacking = stacking
     params = {name: value.to(dtype) for name, value in learner.init_params().items()}
 
     def gradient() -> dict[str, Tensor]:
@@ -127,20 +139,20 @@ def loss_of(forward: Callable[..., Any], head: list[Tensor], batch: Batch) -> Te
     return cross_entropy(SCALE * (features @ head[0].T + head[1]), batch.labels)
 
 
-def new_head(dtype: torch.dtype) -> list[Tensor]:
-    return [torch.zeros(N_WAY, 384, dtype=dtype).requires_grad_(), torch.zeros(N_WAY, dtype=dtype).requires_grad_()]
+def new_head(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    return [torch.zeros(*shape, dtype=dtype, device=device).requires_grad_() for shape in ((N_WAY, 384), (N_WAY,))]
 
 
 def plain_loop(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gradient:
     """The whole inner loop in one graph."""
-    module = build_module(setting, "eager").to(dtype)
+    module = build_module(setting, "eager", device_of(episodes)).to(dtype)
     names = [name for name, value in module.named_parameters() if value.requires_grad]
     start = [dict(module.named_parameters())[name] for name in names]
 
     def gradient() -> dict[str, Tensor]:
         total = [torch.zeros_like(value) for value in start]
         for episode in episodes:
-            body, head = start, new_head(dtype)
+            body, head = start, new_head(dtype, device_of(episodes))
             for _ in range(STEPS):
                 call = partial(functional_call, module, dict(zip(names, body, strict=True)))
                 loss = loss_of(lambda call=call, **inputs: call(args=(), kwargs=inputs), head, episode.support)
@@ -166,7 +178,8 @@ class WithHead(torch.nn.Module):
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.weight, self.bias = (torch.nn.Parameter(value.detach()) for value in new_head(torch.float32))
+        own = next(module.parameters())
+        self.weight, self.bias = (torch.nn.Parameter(value.detach()) for value in new_head(own.dtype, own.device))
 
     def forward(self, batch: Batch) -> Tensor:
         return loss_of(self.module, [self.weight, self.bias], batch)
@@ -177,7 +190,7 @@ def by_higher(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Grad
 
     if setting != "full":
         raise CannotTake("cannot take a PEFT model")
-    model = WithHead(build_module(setting, "eager")).to(dtype)
+    model = WithHead(build_module(setting, "eager", device_of(episodes))).to(dtype)
 
     def gradient() -> dict[str, Tensor]:
         model.zero_grad()
@@ -197,7 +210,7 @@ def by_torchopt(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gr
 
     if setting != "full":
         raise CannotTake("MetaSGD fails on frozen parameters")
-    model = WithHead(build_module(setting, "eager")).to(dtype)
+    model = WithHead(build_module(setting, "eager", device_of(episodes))).to(dtype)
     names = [name for name, _ in model.module.named_parameters()]
     start = list(model.module.parameters())
 
@@ -220,7 +233,8 @@ def by_torchopt(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gr
 CONTENDERS: dict[str, Callable[..., Gradient]] = {
     "plain loop": plain_loop,
     "fewshot_nlp": ours,
-    "fewshot_nlp, step by step": partial(ours, graph_memory_gb=0.0),
+    "fewshot_nlp, step by step": partial(ours, graph_memory_gb=0.0, stacking=False),
+    "fewshot_nlp, one task at a time": partial(ours, stacking=False),
     "fewshot_nlp, texts seen before": partial(ours, seen=True),
     "fewshot_nlp, bfloat16": partial(ours, frozen_dtype="bfloat16"),
     "higher": by_higher,
@@ -243,29 +257,39 @@ class Row:
     note: str = ""
 
 
-def peak_mb(setting: str, contender: str, lengths: list[int]) -> float:
+def peak_mb(setting: str, contender: str, where: list[str]) -> float:
     """Peak resident memory above the idle model of one gradient, in a process of its own."""
-    command = [sys.executable, __file__, "--measure_memory", setting, contender, "--token_lengths", *map(str, lengths)]
+    command = [sys.executable, __file__, "--measure_memory", setting, contender, *where]
     return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[-1])
 
 
-def measure_memory(setting: str, contender: str, lengths: list[int]) -> None:
-    episodes = build_episodes(lengths)
-    gradient = CONTENDERS[contender](setting, episodes, torch.float32)
-    idle = resident()
+def measure_memory(setting: str, contender: str, episodes: list[Episode]) -> None:
+    print(peak_of(CONTENDERS[contender](setting, episodes, torch.float32), "cpu"))
+
+
+def peak_of(gradient: Gradient, device: str) -> float:
+    idle = resident(device)
     gradient()
-    print((peak() - idle) / 2**20)
+    return (peak(device) - idle) / 2**20
 
 
-def product_rate() -> float:
+def synchronized() -> float:
+    """The time, once the device has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def product_rate(device: str) -> float:
     """Floating-point operations a second of a large product in float32."""
-    a, b = torch.randn(2048, 1536), torch.randn(1536, 2048)
+    m, n, k = (2048, 1536, 2048) if device == "cpu" else (8192, 8192, 8192)
+    a, b = torch.randn(m, n, device=device), torch.randn(n, k, device=device)
     times = []
     for _ in range(12):
-        start = time.perf_counter()
+        start = synchronized()
         a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * 2048 * 1536 * 2048 / median(times)
+        times.append(synchronized() - start)
+    return 2 * m * n * k / median(times)
 
 
 def useful_operations(setting: str, episodes: list[Episode]) -> float:
@@ -282,9 +306,11 @@ def useful_operations(setting: str, episodes: list[Episode]) -> float:
     return total
 
 
-def run(lengths: list[int], turns: int, settings: list[str], contenders: list[str]) -> list[Row]:
-    episodes, rate, rows = build_episodes(lengths), product_rate(), []
-    print(f"one large product: {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads", flush=True)
+def run(episodes: list[Episode], turns: int, settings: list[str], contenders: list[str], where: list[str]) -> list[Row]:
+    device = device_of(episodes).type
+    rate, rows = product_rate(device), list[Row]()
+    on = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    print(f"one large product: {rate / 1e9:.0f} GFLOP/s on {on}", flush=True)
     for setting in settings:
         exact = plain_loop(setting, episodes, torch.float64)()
         norm = torch.sqrt(sum(value.square().sum() for value in exact.values()))
@@ -300,10 +326,10 @@ def run(lengths: list[int], turns: int, settings: list[str], contenders: list[st
         found: dict[str, dict[str, Tensor]] = {}
         for turn in range(turns + 1):
             for name, gradient in ready.items():
-                start = time.perf_counter()
+                start = synchronized()
                 found[name] = gradient()
                 if turn:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(synchronized() - start)
         for row in rows[-len(contenders) :]:
             if row.contender not in ready:
                 continue
@@ -315,7 +341,11 @@ def run(lengths: list[int], turns: int, settings: list[str], contenders: list[st
             row.error = float(torch.sqrt(sum((grads[n] - v).square().sum() for n, v in exact.items())) / norm)
             row.norm_error = abs(float(torch.sqrt(sum(value.square().sum() for value in grads.values())) / norm) - 1)
             row.share = useful_operations(setting, episodes) / row.seconds / rate
-            row.memory_mb = peak_mb(setting, row.contender, lengths)
+            if device == "cpu":
+                row.memory_mb = peak_mb(setting, row.contender, where)
+            else:
+                forget_peak(device)
+                row.memory_mb = peak_of(ready[row.contender], device)
             print(f"{row.setting}, {row.contender}: {row.seconds:.2f} s, {row.speedup:.2f}x", flush=True)
     return rows
 
@@ -359,19 +389,24 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="CONTENDER")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tasks", type=int, default=4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, default=Path("output/meta_step.json"))
     parser.add_argument("--measure_memory", nargs=2, metavar=("SETTING", "CONTENDER"), help=argparse.SUPPRESS)
     parser.add_argument("--token_lengths", nargs="+", type=int, default=[16], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.measure_memory:
-        return measure_memory(*chosen.measure_memory, chosen.token_lengths)
+        episodes = build_episodes(chosen.token_lengths, chosen.tasks, chosen.device)
+        return measure_memory(*chosen.measure_memory, episodes)
     if chosen.lengths == "real" and chosen.data_file is None:
         parser.error("--lengths real needs --data_file, a jsonl file with a text a line")
     lengths = [16] if chosen.lengths == "equal" else real_lengths(chosen.data_file)
     # All are compared to the plain loop.
     contenders = list(dict.fromkeys(["plain loop", *chosen.contenders]))
-    rows = run(lengths, chosen.turns, chosen.settings, contenders)
+    where = ["--tasks", str(chosen.tasks), "--token_lengths", *map(str, lengths)]
+    episodes = build_episodes(lengths, chosen.tasks, chosen.device)
+    rows = run(episodes, chosen.turns, chosen.settings, contenders, where)
     print("\n" + table(rows))
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")

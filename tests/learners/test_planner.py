@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from fewshot_nlp import plan
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.learners import build_learner, workers
+from fewshot_nlp.learners import build_learner, stacking, workers
 from fewshot_nlp.learners.planner import Option, Plan, _plan, _trial, example_episode
 from tests.tiny import SPECIAL, WORDS, tiny_config, tiny_tokenizer
 
@@ -69,7 +69,7 @@ def test_tasks_side_by_side_take_as_many_times_the_memory():
         beside = found.options[-1]
         assert beside.memory_gb == pytest.approx(0.02 + 2 * (0.5 + 10 * 0.25) + 3 * 0.05)
         assert beside.seconds == pytest.approx(2 * 1.5 * 11)
-        assert str(beside).startswith("exact, 10 inner steps in memory, 2 tasks side by side: ")
+        assert str(beside).startswith("exact, 10 inner steps in memory, 2 tasks at once: ")
         assert [option.tasks_at_once for option in found.options] == [1, 1, 1, 2]
 
 
@@ -149,8 +149,20 @@ def test_a_trial_of_every_kind_of_learner(bert_folder, settings, ways):
     assert found.chosen in found.options
 
 
+def test_a_trial_of_one_stack(bert_folder):
+    config = tiny_config(bert_folder, learner="maml", inner_steps=3)
+    found = _plan(config, json.loads(json.dumps(_trial(config, SHAPE, 5, "cpu"))), episodes=5)
+    assert found.chosen.tasks_at_once == 5 and found.chosen.seconds > 0
+    learner = build_learner(config)
+    step = 2.0 / learner.steps_in_memory(example_episode(learner, **SHAPE).support)
+    some = replace(config, graph_memory_gb=9.5 * step)
+    found = _plan(some, json.loads(json.dumps(_trial(some, SHAPE, 5, "cpu"))), episodes=5)
+    assert found.chosen.tasks_at_once == 3, "as three go together, there are two rounds"
+
+
 def test_a_trial_on_two_cores(bert_folder, monkeypatch):
     monkeypatch.setattr(workers, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(stacking, "MOST_WEIGHTS", 0)
     torch.set_num_threads(2)
     config = tiny_config(bert_folder, learner="maml", inner_steps=3)
     found = _plan(config, json.loads(json.dumps(_trial(config, SHAPE, 4, "cpu"))), episodes=4)

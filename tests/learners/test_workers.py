@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewshot_nlp.evaluation import evaluate
-from fewshot_nlp.learners import build_learner, workers
+from fewshot_nlp.learners import build_learner, stacking, workers
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.models.heads import LinearHead
 from fewshot_nlp.types import EpisodeSpec
@@ -23,6 +23,7 @@ def reader(spec):
 def two_threads(monkeypatch):
     """Two cores, on which tiny models are worth two workers."""
     monkeypatch.setattr(workers, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(stacking, "MOST_WEIGHTS", 0)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -122,7 +123,7 @@ def test_gradients_side_by_side_are_those_of_one_after_another(bert_folder, two_
 def test_tasks_go_side_by_side_where_memory_holds_all_their_graphs(bert_folder, two_threads):
     episodes = [random_episode([2, 2], seed=i, dtype=torch.float32) for i in range(4)]
     settings = {"learner": "maml", "inner_steps": 6}
-    whole = build_learner(tiny_config(bert_folder, **settings))
+    whole = build_learner(tiny_config(bert_folder, graph_memory_gb=2.0, **settings))
     bytes_a_step = whole.config.graph_memory_gb / whole.steps_in_memory(episodes[0].support)
     for held, expected in ((13, 2), (11, 1), (0, 1)):
         learner = build_learner(tiny_config(bert_folder, graph_memory_gb=held * bytes_a_step, **settings))

@@ -1,0 +1,141 @@
+"""Tasks in one stack, where calls take longer than arithmetic: on an accelerator, or with a tiny network on a CPU, one
+call serves all of them.
+
+A stack is an episode whose tensors have the tasks in front: inputs ``[tasks, n, ...]``, labels ``[tasks, n]``, fast
+weights ``[tasks, ...]``. What a learner makes of one task's tensors without differentiating goes through ``torch.vmap``
+(features, heads, update rules); the engine differentiates the sum of the tasks' losses outside of it, which for the
+fast weights of each task is the gradient of its own, and for the meta-parameters the sum of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fewshot_nlp.learners.workers import weights
+from fewshot_nlp.models.model import FewShotModel
+from fewshot_nlp.models.pooling import right_padded
+from fewshot_nlp.types import Batch, Episode, EpisodeSpec, Params
+
+if TYPE_CHECKING:
+    from fewshot_nlp.learners.gradient import GradientLearner
+
+#: Weights, embeddings aside, up to which a CPU takes longer to be told than to compute.
+MOST_WEIGHTS = 50_000
+#: How far the gradient of a stack may be from the sum of its tasks', relative to its norm, where this is tried.
+TOLERANCE = 1e-3
+
+
+def is_stack(batch: Batch) -> bool:
+    """Whether the tensors of ``batch`` have tasks in front."""
+    return batch.labels.dim() > 1
+
+
+def by_task(batch: Batch, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``; where ``batch`` is a stack, of each task's part of all arguments, stacked again.
+
+    Arguments are tensors, and mappings of tensors; what ``function`` knows beside them, all tasks share.
+    """
+    return torch.vmap(function)(*arguments) if is_stack(batch) else function(*arguments)
+
+
+def spread(batch: Batch, values: Params) -> dict[str, Tensor]:
+    """The same ``values`` for every task of a stack."""
+    return {name: value.expand(len(batch.labels), *value.shape) for name, value in values.items()}
+
+
+def stacked(episodes: Sequence[Episode]) -> Episode:
+    """The episodes, which are ``alike``, as one; the spec is the first one's."""
+    support, query = (_stack([getattr(episode, part) for episode in episodes]) for part in ("support", "query"))
+    return Episode(episodes[0].spec, support, query)
+
+
+def _stack(batches: Sequence[Batch]) -> Batch:
+    inputs = [right_padded(each.inputs) if "attention_mask" in each.inputs else each.inputs for each in batches]
+    if "attention_mask" in inputs[0]:
+        longest = max(part["attention_mask"].shape[1] for part in inputs)
+        inputs = [_widened(part, longest) for part in inputs]
+    together = {name: torch.stack([part[name] for part in inputs]) for name in inputs[0]}
+    return Batch(together, torch.stack([each.labels for each in batches]), batches[0].n_way)
+
+
+def _widened(inputs: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Texts ``[n, length]`` as rows of ``width`` tokens; what is added is masked."""
+    wide: dict[str, Tensor] = {}
+    for name, tensor in inputs.items():
+        added = tensor[:, -1:].expand(-1, width - tensor.shape[1])
+        wide[name] = torch.cat([tensor, added * 0 if name == "attention_mask" else added], dim=1)
+    return wide
+
+
+def alike(one: Episode, other: Episode) -> bool:
+    """Whether both can be in one stack: as many examples and classes, and inputs that differ in length alone."""
+    return _form(one) == _form(other)
+
+
+def _form(episode: Episode) -> list[Any]:
+    return [
+        (batch.n_way, batch.labels.shape, batch.labels.dtype, batch.names is None, batch.teaches, _shapes(batch))
+        for batch in (episode.support, episode.query)
+    ]
+
+
+def _shapes(batch: Batch) -> dict[str, Any]:
+    texts = "attention_mask" in batch.inputs
+    return {name: (t.dtype, t.shape[:1] if texts else t.shape) for name, t in batch.inputs.items()}
+
+
+def stacks(episodes: Sequence[Episode], most: int) -> Iterator[Sequence[Episode]]:
+    """``episodes`` in their order, in parts of neighbours that are ``alike``, ``most`` at a time."""
+    first = 0
+    for place in range(1, len(episodes) + 1):
+        full = place - first == most
+        if place == len(episodes) or full or not alike(episodes[first], episodes[place]):
+            yield episodes[first:place]
+            first = place
+
+
+def pays(model: FewShotModel) -> bool:
+    """Whether calls of ``model`` take longer than what they compute."""
+    return model.device.type != "cpu" or weights(model.module) <= MOST_WEIGHTS
+
+
+def refusal(learner: GradientLearner, support: Batch) -> str | None:
+    """Why tasks of ``learner`` cannot be in one stack; ``None`` where they can.
+
+    Beside what is known of methods, a stack of two tasks made of ``support`` is tried: neither is a backbone known to
+    be one that ``torch.vmap`` takes, nor would each that it gets wrong raise.
+    """
+    model = learner.model
+    if model.voice is not None or learner.config.condition_on_names or learner.reads_names:
+        return "it reads the names of each task's classes"
+    if learner.estimator_name == "implicit":
+        return "conjugate gradients end where each task's do"
+    if any(part.training for part in model.module.modules()):
+        return "dropout draws from each task's own seed"
+    if any(getattr(part, "gradient_checkpointing", False) for part in model.module.modules()):
+        return "gradient checkpointing runs layers again outside of the stack"
+    first, second = (_turned(support, rows) for rows in (1, 2))
+    spec = EpisodeSpec("train", 0, "stack", (), (), ())
+    tasks = [Episode(spec, support, first), Episode(spec, first, second)]
+    params = learner.init_params()
+    try:
+        found = learner._stack_grad(params, tasks).grads
+    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    own = [learner._episode_grad(params, task).grads for task in tasks]
+    wanted = {name: own[0][name] + own[1][name] for name in params}
+    off, size = (sum(float(v.double().square().sum()) for v in part.values()) for part in (
+        {name: found[name] - value for name, value in wanted.items()}, wanted,
+    ))  # fmt: skip
+    return None if off <= TOLERANCE**2 * size else f"its gradient would be off by {math.sqrt(off / (size or off)):.0e}"
+
+
+def _turned(batch: Batch, rows: int) -> Batch:
+    """The same labels for other inputs."""
+    return replace(batch, inputs={name: tensor.roll(rows, dims=0) for name, tensor in batch.inputs.items()})

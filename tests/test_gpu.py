@@ -1,0 +1,90 @@
+"""What holds on a CPU holds on a GPU: skipped where there is none."""
+
+import pytest
+import torch
+
+from fewshot_nlp import plan
+from fewshot_nlp.classifier import FewShotClassifier
+from fewshot_nlp.evaluation import evaluate
+from fewshot_nlp.hub.adapter import FewShotAdapter
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.training import FewShotTrainer
+from fewshot_nlp.types import MetaGrad
+from tests.learners.test_stacking import SETTINGS, assert_same, in_double_precision
+from tests.tiny import random_episode, tiny_config
+from tests.training.toy import ToySampler, toy_args
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def sent(params, where="cuda"):
+    return {name: value.to(where) for name, value in params.items()}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_gradient_of_a_stack_is_that_of_the_cpu(bert_folder, settings):
+    settings = {"learner": "maml", "inner_steps": 4, "inner_learning_rate": 0.2, **settings}
+    learner, params = in_double_precision(build_learner(tiny_config(bert_folder, **settings)))
+    episodes = [random_episode([2, 1], seed=seed, names="use_label_names" in settings) for seed in range(5)]
+    expected = learner.meta_grad(params, episodes)
+    learner.model.to("cuda")
+    params, episodes = sent(params), [episode.to("cuda") for episode in episodes]
+    assert learner.tasks_at_once(episodes) == 5, learner._refusal
+    for learner.chunk in (None, 1):
+        found = learner.meta_grad(params, episodes)
+        back = [each.cpu() for each in (found.loss, found.accuracy)]
+        assert_same(expected, MetaGrad(sent(found.grads, "cpu"), *back, 5, [each.cpu() for each in found.logits]))
+
+
+def reader(spec):
+    return random_episode([2, 2], seed=spec.index, dtype=torch.float32)
+
+
+def trained(folder, where, precision, steps, resume=None):
+    learner = build_learner(tiny_config(folder, learner="maml", inner_steps=3))
+    settings = {"max_steps": steps, "meta_batch_size": 4, "save_strategy": "steps", "save_steps": 3, "use_cpu": False}
+    args = toy_args(where, **settings, learning_rate=0.01, mixed_precision=precision)
+    trainer = FewShotTrainer(learner, args, ToySampler(), reader)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_on_a_gpu_resumes(bert_folder, tmp_path, precision):
+    whole = trained(bert_folder, tmp_path / "whole", precision, 6)
+    assert whole.accelerator.device.type == "cuda"
+    # The schedule is that of the whole run: what was kept at its third step is gone on from.
+    trained(bert_folder, tmp_path / "whole", precision, 6, str(tmp_path / "whole" / "checkpoint-3"))
+    resumed = trained(bert_folder, tmp_path / "whole", precision, 6, str(tmp_path / "whole" / "checkpoint-3"))
+    for name, value in whole.params.items():
+        assert torch.isfinite(value).all()
+        torch.testing.assert_close(resumed.params[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"learner": "maml"}, {"learner": "protonet", "head": "prototype"}])
+def test_answers_are_those_of_the_cpu(bert_folder, settings):
+    specs = [ToySampler("test", 2)[i] for i in range(20)]
+    learner = build_learner(tiny_config(bert_folder, **settings))
+    params = learner.init_params()
+    expected = evaluate(learner, params, specs, reader)
+    learner.model.to("cuda")
+    found = evaluate(learner, sent(params), specs, reader, device="cuda")
+    assert found.references == expected.references
+    assert sum(a != b for a, b in zip(found.predictions, expected.predictions, strict=True)) <= 1
+    assert found.losses == pytest.approx(expected.losses, rel=1e-3)
+
+
+def test_a_classifier_moves_to_the_gpu(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="maml"))
+    adapter = FewShotAdapter(learner, learner.init_params())
+    texts, labels = ["light on", "lamp warm", "play music", "stop the music"], ["light", "light", "music", "music"]
+    here = FewShotClassifier(adapter, device="cpu").fit(texts, labels).predict_proba(texts)
+    there = FewShotClassifier(adapter, device="cuda").fit(texts, labels).predict_proba(texts)
+    assert there == pytest.approx(here, abs=1e-3)
+
+
+def test_a_plan_is_made_for_the_gpu(bert_folder):
+    config = tiny_config(bert_folder, learner="maml", inner_steps=8)
+    found = plan(config, k_shot=2, n_query=2, tokens=6, meta_batch_size=4)
+    assert found.chosen.tasks_at_once == 4
+    assert 0 < found.chosen.seconds < 60

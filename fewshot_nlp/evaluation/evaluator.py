@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,13 @@ from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_int
 from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
 from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.learners.base import episode_loss
+from fewshot_nlp.learners.scheduling import ScheduledLearner
+from fewshot_nlp.learners.stacking import stacks
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
+#: Episodes that are answered in one stack at most.
+STACK = 16
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
 METRICS_BY_SCORE = {"accuracy": ("accuracy", "f1"), "negative_mse": ("r2",)}
@@ -126,13 +130,37 @@ def evaluate(
     mine = specs[rank::world_size]
     episodes = (reader(spec) if device is None else reader(spec).to(device) for spec in mine)
     bar = tqdm(mine, desc="evaluate", unit="episode", disable=not progress)
-    with closing(side_by_side(partial(_answer, params), _workers(learner), episodes)) as answers:
+    with closing(_answers(params, learner, episodes)) as answers:
         for spec, (query, logits, adapt_seconds, predict_seconds) in zip(bar, answers, strict=True):
             result.adapt_seconds += adapt_seconds
             result.predict_seconds += predict_seconds
             _record(result, spec, query, logits)
     result.metrics = _pooled_metrics(result, METRICS_BY_SCORE[result.score] if metrics is None else metrics)
     return result
+
+
+#: Queries, their logits, and the seconds of adaptation and of answering.
+Answer = tuple[Batch, Tensor, float, float]
+
+
+def _answers(params: Params, learner: Learner, episodes: Iterator[Episode]) -> Generator[Answer, None, None]:
+    """What becomes of each episode: together with its neighbours in one stack, or side by side with others."""
+    if not isinstance(learner, ScheduledLearner) or not learner.stackable:
+        yield from side_by_side(partial(_answer, params), _workers(learner), episodes)
+        return
+    while part := list(islice(episodes, STACK)):
+        for group in stacks(part, learner.answers_at_once(part)):
+            yield from _of_stack(params, learner, group) if len(group) > 1 else [_answer(params, learner, group[0])]
+
+
+def _of_stack(params: Params, learner: ScheduledLearner, episodes: Sequence[Episode]) -> Iterator[Answer]:
+    start, share = _now(episodes[0]), 1 / len(episodes)
+    answers = learner.adapt_stack(params, episodes)
+    adapted = _now(episodes[0])
+    logits = answers()
+    predicted = _now(episodes[0])
+    for episode, own in zip(episodes, logits, strict=True):
+        yield episode.query, own, share * (adapted - start), share * (predicted - adapted)
 
 
 def _workers(learner: Learner) -> list[Learner]:
@@ -143,8 +171,7 @@ def _workers(learner: Learner) -> list[Learner]:
     return [learner, *(learner.twin() for _ in range(workers_for(learner) - 1))]
 
 
-def _answer(params: Params, learner: Learner, episode: Episode) -> tuple[Batch, Tensor, float, float]:
-    """The queries, their logits, and the seconds of adaptation and of answering."""
+def _answer(params: Params, learner: Learner, episode: Episode) -> Answer:
     start = _now(episode)
     state = learner.adapt(params, episode.support)
     adapted = _now(episode)

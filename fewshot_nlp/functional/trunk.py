@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +50,19 @@ class _Given(nn.Module):
         return getattr(self.__dict__["layer"], name)
 
 
+@dataclass
+class Top:
+    """What the top of a trunk was seen to hand on.
+
+    Attributes:
+        works: hidden states and nothing else, which can be kept.
+        empty: how many empty places stand behind them; ``None`` where they are handed on by themselves.
+    """
+
+    works: bool = True
+    empty: int | None = None
+
+
 class Trunk:
     """The first ``depth`` of a module's layers.
 
@@ -67,19 +81,22 @@ class Trunk:
         longest: text that the module takes, in tokens; ``None`` where it takes any.
 
     Attributes:
-        works: until a layer is seen to hand on more than hidden states, which is not kept.
+        known: what is kept.
+        top: what became of the last text; with ``known``, all that the trunks of twins share.
     """
 
     def __init__(
         self, module: nn.Module, layers: nn.ModuleList, depth: int, alone: bool = True, longest: int | None = None
     ) -> None:
         self.module, self.layers, self.depth, self.alone, self.longest = module, layers, depth, alone, longest
-        self.known = TensorStore()
-        self.works = True
-        # How many empty places a layer hands on behind its hidden states; ``None`` where it hands on these alone.
-        self._empty: int | None = None
+        self.known, self.top = TensorStore(), Top()
         above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
         self._weights = [value for value in module.parameters() if id(value) not in above]
+
+    @property
+    def works(self) -> bool:
+        """Until a layer is seen to hand on more than hidden states, which is not kept."""
+        return self.top.works
 
     @contextmanager
     def skipped(
@@ -102,7 +119,7 @@ class Trunk:
     @contextmanager
     def starting(self, hidden: Tensor) -> Iterator[None]:
         """A block in which the module starts at the first trained layer, which is given ``hidden``."""
-        output = hidden if self._empty is None else (hidden, *[None] * self._empty)
+        output = hidden if self.top.empty is None else (hidden, *[None] * self.top.empty)
         below, begun = [self.layers[i] for i in range(self.depth)], list[bool]()
         hook = self.layers[self.depth].register_forward_pre_hook(lambda *_: begun.append(True))
         for i, layer in enumerate(below):
@@ -166,7 +183,7 @@ class Trunk:
                 group = waiting[first : first + ROWS]
                 output = self._run(_one_shape([texts[i] for _, i in group], width))
                 if output is None or output.shape[:2] != (ROWS, width):
-                    self.works = False
+                    self.top.works = False
                     return None
                 for row, (name, i) in enumerate(group):
                     found[name] = kept = output[row : row + 1, : lengths[i]].clone()
@@ -185,9 +202,9 @@ class Trunk:
         handed = self._handed_on(inputs)
         first, *rest = handed if isinstance(handed, tuple) else (handed,)
         if not torch.is_tensor(first) or any(each is not None for each in rest):
-            self.works = False
+            self.top.works = False
             return None
-        self._empty = len(rest) if isinstance(handed, tuple) else None
+        self.top.empty = len(rest) if isinstance(handed, tuple) else None
         return first
 
     def _handed_on(self, inputs: dict[str, Tensor]) -> Any:

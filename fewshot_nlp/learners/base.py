@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,6 @@ from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
 from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.learners import centring, metadata
-from fewshot_nlp.learners.workers import side_by_side
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
@@ -167,11 +166,11 @@ class BaseLearner(ABC):
 
     def features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """Features ``[n, hidden_size]`` of inputs; a method may put something of its own on top of these."""
-        features = self._bare_features(params, inputs)
+        features = self.bare_features(params, inputs)
         features = centring.prepared(self.config, params, features)
         return metadata.modulate(params, features) if self.config.condition_on_names else features
 
-    def _bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+    def bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         """The model's features, before the names of a task scale and shift them."""
         return self.model.features(params, inputs)
 
@@ -191,7 +190,7 @@ class BaseLearner(ABC):
         """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
         if not self.config.condition_on_names or support.names is None:
             return {}
-        return metadata.start(params, self._bare_features(params, support.names))
+        return metadata.start(params, self.bare_features(params, support.names))
 
     def _adapted(self, params: Params, support: Batch) -> State:
         """State of the task from its start, without a graph."""
@@ -245,24 +244,14 @@ class BaseLearner(ABC):
         return type(self)(self.config, FixedModel(self.model, params))
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
-        """Sum of the episodes' gradients, computed one at a time, or as many as ``tasks_at_once`` says."""
+        """Sum of the episodes' gradients."""
         check_names(params, self.names)
         if not episodes:
             zero = next(iter(params.values())).new_zeros(())
             return MetaGrad({name: torch.zeros_like(value) for name, value in params.items()}, zero, zero, 0)
         with self.model.frozen_in(self.config.frozen_dtype):
-            count = self.tasks_at_once(episodes)
-            if count > 1:
-                self._read_ahead(episodes)
-        workers = [self, *(self.twin() for _ in range(count - 1))]
-        # Each task puts torch's generator back to where it was, which beside others is where these have it.
-        with torch.random.fork_rng(devices=[], enabled=count > 1):
-            parts = list(side_by_side(partial(_gradient, params), workers, episodes))
+            parts = [self._told_grad(params, episode) for episode in episodes]
         return sum(parts[1:], parts[0])
-
-    def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
-        """How many of the episodes' gradients are computed together: memory holds the graphs of so many."""
-        return 1
 
     def twin(self) -> BaseLearner:
         """The same learner for another thread, which shares all tensors."""
@@ -271,14 +260,6 @@ class BaseLearner(ABC):
             # One from outside, which the constructor knows nothing of.
             twin.head = self.head
         return twin
-
-    def _read_ahead(self, episodes: Sequence[Episode]) -> None:
-        # On all cores, as wherever else: with another number of them products may differ in the last bit, and what is
-        # kept must not depend on which came first.
-        for episode in episodes:
-            for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
-                if inputs is not None:
-                    self.model.read_ahead(inputs)
 
     def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
         """The gradient at the task's start, drawn back to ``params``."""
@@ -309,11 +290,6 @@ class BaseLearner(ABC):
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
         return MetaGrad(grads, self.loss(logits, labels), episode_score(logits, labels), 1, [logits])
-
-
-def _gradient(params: Params, learner: BaseLearner, episode: Episode) -> MetaGrad:
-    with learner.model.frozen_in(learner.config.frozen_dtype):
-        return learner._told_grad(params, episode)
 
 
 def _with_implied(config: FewShotConfig, implied: Mapping[str, Any]) -> FewShotConfig:

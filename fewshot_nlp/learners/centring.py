@@ -19,6 +19,7 @@ does not hear a query's length, but a class mean does: there long vectors outwei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +29,14 @@ from torch.nn.functional import normalize
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
+from fewshot_nlp.models.cache import embedded
 from fewshot_nlp.models.heads import class_means, full_precision
 from fewshot_nlp.types import Params
 
 CENTRE, WHITENING = "features.centre", "features.whitening"
 
-#: Examples behind the mean, and behind the covariance; how many go through the backbone at once.
-EXAMPLES, COVARIANCE_EXAMPLES, BATCH_SIZE = 1000, 4000, 64
+#: Examples behind the mean, and behind the covariance.
+EXAMPLES, COVARIANCE_EXAMPLES = 1000, 4000
 
 
 def init_params(config: FewShotConfig, size: int) -> dict[str, Tensor]:
@@ -70,20 +72,16 @@ def centred(learner: Any, params: Params, pools: Sequence[Pool], seed: int = 0) 
     wanted = {CENTRE, WHITENING} & params.keys()
     if not wanted:
         return dict(params)
-    device = next(iter(params.values())).device
-    encoder, most = learner.model.encoder(), COVARIANCE_EXAMPLES if WHITENING in wanted else EXAMPLES
+    most = COVARIANCE_EXAMPLES if WHITENING in wanted else EXAMPLES
     found: list[Tensor] = []
     classes: list[str] = []
     for pool in pools:
         rows = [(name, row) for name, by_class in pool.rows_by_class.items() for row in by_class]
         chosen = draw(generator("centre", pool.name, seed), rows, min(len(rows), most // len(pools) or 1))
         classes += [f"{pool.name}/{name}" for name, _ in chosen]
-        for first in range(0, len(chosen), BATCH_SIZE):
-            examples = pool.examples([row for _, row in chosen[first : first + BATCH_SIZE]])
-            inputs = encoder.collate(encoder.encode(examples))
-            inputs = {name: value.to(device) for name, value in inputs.items()}
-            # Sums are in double precision, which not every accelerator has.
-            found.append(learner._bare_features(params, inputs).cpu().double())
+        examples = pool.examples([row for _, row in chosen])
+        # Sums are in double precision, which not every accelerator has.
+        found.append(embedded(learner.model, partial(learner.bare_features, params), examples).double())
     features, params = torch.cat(found), dict(params)
     if CENTRE in wanted:
         mean = features.mean(dim=0)

@@ -6,8 +6,6 @@ back through the steps. MAML, first-order MAML, ANIL and Reptile are cells of th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -16,42 +14,28 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.call import check_names
-from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
-from fewshot_nlp.functional.outer import Carry, Link, adapt, leaf, leaves
+from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves
 from fewshot_nlp.functional.rules import Point, Slots, Updates, build_rule
-from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.estimators import ESTIMATORS
-from fewshot_nlp.learners.stacking import by_task, is_stack, pays, refusal, spread, stacked, stacks
-from fewshot_nlp.learners.workers import workers_for
-from fewshot_nlp.models.model import NAME_TOKENS, PREFIX, FewShotModel
+from fewshot_nlp.learners.scheduling import ScheduledLearner
+from fewshot_nlp.learners.stacking import by_task, is_stack, spread
+from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
 HEAD = "head."
 #: Names in a carry's slots: the support features, for learners that never change them; where the head started.
 FEATURES = "features"
 START = "start."
-#: Size of the batch on which the memory of a step is counted.
-_ROWS, _TOKENS = 8, 16
 
 
-class GradientLearner(BaseLearner):
+class GradientLearner(ScheduledLearner):
     """``inner_steps`` of the inner rule on the support loss, from the meta-parameters.
 
     The state of a task holds the adapted tensors under their own names, and the head's state.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
-    #: How the meta-gradient is estimated, unless ``config.estimator`` says otherwise.
-    estimator: ClassVar[str] = "exact"
-    #: Inner steps whose graphs are in memory together; if not set, as many as ``config.graph_memory_gb`` holds. The
-    #: gradient is the same.
-    chunk: int | None = None
-    #: Whether tasks go in one stack; if not set, where ``stacking.pays``. The gradient is the same.
-    stacking: bool | None = None
-    _bytes_per_input: float | None = None
-    _refusal: tuple[str | None] | None = None
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)
@@ -108,11 +92,6 @@ class GradientLearner(BaseLearner):
                 f"steps. Use estimator='exact', 'first_order' or 'truncated'."
             )
 
-    @property
-    def estimator_name(self) -> str:
-        """How the meta-gradient is estimated."""
-        return self.config.estimator or self.estimator
-
     def init_params(self) -> dict[str, Tensor]:
         params = super().init_params()
         # The head's state for some task tells which tensors it has.
@@ -152,131 +131,6 @@ class GradientLearner(BaseLearner):
         """Whether the first step leaves the features as they are, though a task may change them: a blind head's."""
         # A head from outside need not say whether it is blind.
         return self.fast_body and self.rule.rests and getattr(self.head, "blind", False)
-
-    def steps_in_memory(self, support: Batch, query: Batch | None = None) -> int:
-        """How many inner steps' graphs ``config.graph_memory_gb`` holds, one at least.
-
-        With a multi-step loss each step has a graph of the ``query`` set, too, which is smaller by the text.
-
-        The memory of a step is counted once, on a batch of our own, and taken to grow with the number of tokens or
-        images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
-        last bit of a resumed run.
-        """
-        if self._bytes_per_input is None:
-            if "attention_mask" in support.inputs:
-                rows = self.model.any_texts(_ROWS, _TOKENS)
-            else:
-                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]) for name, t in support.inputs.items()}
-            labels = torch.arange(_ROWS, device=support.labels.device, dtype=support.labels.dtype) % 2
-            batch = Batch(rows, labels, 2)
-            if self.asks:
-                batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
-            theta = leaves(self.init_params())
-            # The second step, where there is one: from a blind head, the first one keeps less.
-            *before, link = self.links(batch)[:2]
-            with self.model.frozen_in(self.config.frozen_dtype):
-                carry = adapt(before, theta).map(leaf) if before else None
-                counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
-            self._bytes_per_input = counted / _inputs(batch)
-        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
-        return max(1, int(self._graph_memory / (self._bytes_per_input * inputs)))
-
-    @property
-    def _graph_memory(self) -> float:
-        """Bytes for the graphs of inner steps."""
-        given, device = self.config.graph_memory_gb, self.model.device
-        if given is None and device.type == "cuda":
-            return torch.cuda.get_device_properties(device).total_memory / 2
-        return (2.0 if given is None else given) * 2**30
-
-    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
-        if len(episodes) < 2 or not self._stacks:
-            return super().meta_grad(params, episodes)
-        check_names(params, self.names)
-        with self.model.frozen_in(self.config.frozen_dtype):
-            most = self.tasks_at_once(episodes)
-            parts = [
-                self._stack_grad(params, part) if len(part) > 1 else self._told_grad(params, part[0])
-                for part in stacks(episodes, most)
-            ]
-        return sum(parts[1:], parts[0])
-
-    def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
-        """Sum of the gradients of tasks that are alike, all at once."""
-        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
-        with self.model.of_tasks():
-            support, query = (replace(p, inputs=self.model.ready(p.inputs)) for p in (whole.support, whole.query))
-            return self._episode_grad(params, replace(whole, support=support, query=query))
-
-    @property
-    def _stacks(self) -> bool:
-        """Whether stacks are to be tried."""
-        if type(self)._episode_grad is not GradientLearner._episode_grad:
-            return False
-        return pays(self.model) if self.stacking is None else self.stacking
-
-    def _stack_size(self, tasks: int, support: Batch, steps: int) -> int:
-        """How many tasks are in a stack, where the graphs of so many ``steps`` of one are held; no more stacks than
-        need be, and of one size."""
-        if self._refusal is None:
-            self._refusal = (refusal(self, support),)
-        if self._refusal[0] is not None:
-            return 1
-        return math.ceil(tasks / math.ceil(tasks / max(1, steps // self._steps_needed)))
-
-    def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
-        if self._stacks and len(episodes) > 1:
-            held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
-            return self._stack_size(len(episodes), self._known(episodes[0].support), held)
-        count = self._most_at_once(len(episodes))
-        if count == 1:
-            return 1
-        held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
-        return count if self._holds(count, held) else 1
-
-    def _most_at_once(self, tasks: int) -> int:
-        return workers_for(self, tasks) if self.model.voice is None else 1
-
-    def _holds(self, tasks: int, steps: int) -> bool:
-        """Whether memory for the graphs of so many ``steps`` is enough for so many ``tasks`` side by side. Where steps
-        would have to be run again for it, they take longer than all cores on one task."""
-        return steps >= tasks * self._steps_needed
-
-    @property
-    def _steps_needed(self) -> int:
-        """How many inner steps' graphs are needed together where none is to run again."""
-        steps = self.config.inner_steps
-        keeps = self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
-        return max(min(steps, self.chunk or steps), 1) if keeps else 1
-
-    def twin(self) -> GradientLearner:
-        twin = super().twin()
-        assert isinstance(twin, GradientLearner)
-        twin.chunk, twin._bytes_per_input = self.chunk, self._bytes_per_input
-        return twin
-
-    def describe(self, support: Batch, tasks: int = 1) -> str:
-        """How the meta-gradient of so many tasks with such a support set is computed, in words."""
-        estimator, steps = self.estimator_name, self.config.inner_steps
-        words = estimator.replace("_", " ")
-        if estimator in ("exact", "truncated") and steps > 1:
-            chunk = self.chunk or self.steps_in_memory(support)
-            words += (
-                f", all {steps} inner steps in one graph"
-                if chunk >= len(self.links(support))
-                else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
-            )
-        count, trunk, held = self._most_at_once(tasks), self.model.trunk, self.steps_in_memory(support)
-        if self._stacks:
-            if (size := self._stack_size(tasks, support, held)) > 1:
-                words += f"; {size} tasks in one stack"
-            elif tasks > 1 and self._refusal and self._refusal[0]:
-                words += f"; one task at a time, as {self._refusal[0]}"
-        elif count > 1 and self._holds(count, held):
-            words += f"; {count} tasks side by side"
-        return (
-            words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
-        )
 
     def _link(
         self, support: Batch, span: range, constant: int, params: Params, carry: Carry | None, record: bool
@@ -413,27 +267,18 @@ class GradientLearner(BaseLearner):
         """What Reptile averages over tasks: for each meta-parameter that the task changed, the start minus the end."""
         return {name: value - state[name] for name, value in params.items() if name in state}
 
-    def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
-        if labels.dim() == 1:
-            return super()._part(grads, logits, labels)
-        own = [super(GradientLearner, self)._part({}, *answers) for answers in zip(logits, labels, strict=True)]
-        return replace(sum(own[1:], own[0]), grads=grads)
+    @property
+    def stackable(self) -> bool:
+        # A method with another gradient has that of one task.
+        return type(self)._episode_grad is GradientLearner._episode_grad and super().stackable
 
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
         return self._answered(params, self._state(params, carry, episode.support), episode.query)
 
     def _answered(self, params: Params, state: State, query: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and logits of the queries; of a stack, the sum of the tasks' losses."""
-
         def answer(state: State, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.predict(params, state, replace(query, inputs=inputs, labels=labels))
             return self.loss(logits, labels), logits
 
         losses, logits = by_task(query, answer, state, query.inputs, query.labels)
         return losses.sum(), logits
-
-
-def _inputs(batch: Batch) -> int:
-    """Tokens of a batch of texts, padding included, or images of another."""
-    mask = batch.inputs.get("attention_mask")
-    return batch.labels.numel() if mask is None else mask.numel()

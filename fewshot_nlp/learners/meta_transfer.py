@@ -101,7 +101,7 @@ class MetaTransfer(GradientLearner):
     def _modulated(self, params: Params) -> dict[str, Tensor]:
         return self.networks("modulation", params, self._frozen())
 
-    def _bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
+    def bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         return self.model.features(params, inputs, self._modulated(params))
 
     def fixed(self, params: Params) -> MetaTransfer:

@@ -169,7 +169,8 @@ def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
         # Beside what a step takes: the parameters that are trained, and the two moments of Adam.
         beside = 3 * trial["parameter_bytes"] + trial["left_bytes"]
         for size in sorted({own, steps, -(-steps // 2), 1}) if graphs else [None]:
-            held, twice = (steps, 0) if size is None else (size, steps - size)
+            # From a blind head, the first link has two steps, which never run again one by one.
+            held, twice = (steps, 0) if size is None else (size, max(trial["links"] - size, 0))
             # Every step that is run again starts from fast weights that were kept.
             gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + beside) / 2**30
             each = seconds[0] + seconds[1] * steps + again * twice
@@ -230,6 +231,7 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
     episode = example_episode(learner, **shape)
     found: dict[str, Any] = {
         "steps_in_memory": 1,
+        "links": config.inner_steps,
         "tasks_at_once": 1,
         "most_at_once": 1,
         "fast_bytes": 0,
@@ -241,10 +243,12 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
         found["left_bytes"] = _left_behind(learner, params, [episode], device)
         return {**found, "estimators": {"none": _points([(learner, 0)], [episode], device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
-    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(learner._known(episode.support), episode.query)
+    support = learner._known(episode.support)
+    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(support, episode.query)
+    found["links"] = len(learner.links(support))
     found["tasks_at_once"] = learner.tasks_at_once([episode] * episodes)
     found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
-    loops: dict[str, list[tuple[BaseLearner, int]]] = {}
+    loops: dict[str, list[tuple[GradientLearner, int]]] = {}
     cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]
     for each in dict.fromkeys((*cheaper, estimator)):
         for count in sorted({min(steps, SHORT), min(steps, LONG)}):

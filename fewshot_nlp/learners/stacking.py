@@ -23,12 +23,13 @@ from fewshot_nlp.models.pooling import right_padded
 from fewshot_nlp.types import Batch, Episode, EpisodeSpec, Params
 
 if TYPE_CHECKING:
-    from fewshot_nlp.learners.gradient import GradientLearner
+    from fewshot_nlp.learners.scheduling import ScheduledLearner
 
 #: Weights, embeddings aside, up to which a CPU takes longer to be told than to compute.
 MOST_WEIGHTS = 50_000
-#: How far the gradient of a stack may be from the sum of its tasks', relative to its norm, where this is tried.
-TOLERANCE = 1e-3
+#: How far the gradient of a stack may be from the sum of its tasks', relative to its norm, where this is tried: by the
+#: rounding of products, in half precision if they are. What is not a stack's gradient is off by as much as itself.
+TOLERANCE, HALF_TOLERANCE = 1e-2, 0.2
 
 
 def is_stack(batch: Batch) -> bool:
@@ -105,7 +106,7 @@ def pays(model: FewShotModel) -> bool:
     return model.device.type != "cpu" or weights(model.module) <= MOST_WEIGHTS
 
 
-def refusal(learner: GradientLearner, support: Batch) -> str | None:
+def refusal(learner: ScheduledLearner, support: Batch) -> str | None:
     """Why tasks of ``learner`` cannot be in one stack; ``None`` where they can.
 
     Beside what is known of methods, a stack of two tasks made of ``support`` is tried: neither is a backbone known to
@@ -130,10 +131,15 @@ def refusal(learner: GradientLearner, support: Batch) -> str | None:
         return (str(error) or type(error).__name__).splitlines()[0]
     own = [learner._episode_grad(params, task).grads for task in tasks]
     wanted = {name: own[0][name] + own[1][name] for name in params}
-    off, size = (sum(float(v.double().square().sum()) for v in part.values()) for part in (
-        {name: found[name] - value for name, value in wanted.items()}, wanted,
-    ))  # fmt: skip
-    return None if off <= TOLERANCE**2 * size else f"its gradient would be off by {math.sqrt(off / (size or off)):.0e}"
+    off, size = _norm({name: found[name] - value for name, value in wanted.items()}), _norm(wanted)
+    half = torch.is_autocast_enabled(model.device.type) or learner.config.frozen_dtype != "float32"
+    if off <= (HALF_TOLERANCE if half else TOLERANCE) * size:
+        return None
+    return f"its gradient would be off by {off:.0e} of {size:.0e}"
+
+
+def _norm(tensors: Params) -> float:
+    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))
 
 
 def _turned(batch: Batch, rows: int) -> Batch:

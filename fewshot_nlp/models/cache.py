@@ -57,20 +57,25 @@ class FrozenFeatures(FeatureCache):
         # Where an input's features depend on the others beside it, none can be kept.
         return self.compute(inputs) if self.model.transductive else super().__call__(inputs)
 
-    @torch.no_grad()
     def embed(self, examples: Sequence[Any], batch_size: int = 64) -> np.ndarray:
         """``[len(examples), hidden_size]`` of texts or images, float32 in the host's memory; none of them is kept."""
-        encoder = self.model.encoder()
-        encoded = encoder.encode(examples)
-        # Texts of like length go together.
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        found = np.empty((len(encoded), self.model.hidden_size), np.float32)
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            inputs = encoder.collate([encoded[i] for i in chosen])
-            features = self.compute({name: value.to(self.model.device) for name, value in inputs.items()})
-            found[chosen] = features.float().cpu().numpy()
-        return found
+        return embedded(self.model, self.compute, examples, batch_size).float().numpy()
+
+
+@torch.no_grad()
+def embedded(
+    model: FewShotModel, compute: Callable[[dict[str, Tensor]], Tensor], examples: Sequence[Any], batch_size: int = 64
+) -> Tensor:
+    """``compute`` of texts or images as ``model`` takes them, ``[len(examples), size]`` in the host's memory."""
+    encoder = model.encoder()
+    encoded = encoder.encode(examples)
+    # Texts of like length go together.
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    found: list[Tensor] = []
+    for first in range(0, len(order), batch_size):
+        inputs = encoder.collate([encoded[i] for i in order[first : first + batch_size]])
+        found.append(compute({name: value.to(model.device) for name, value in inputs.items()}).cpu())
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 class FixedModel(FewShotModel):

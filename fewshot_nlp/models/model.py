@@ -162,7 +162,7 @@ class FewShotModel:
     def twin(self) -> FewShotModel:
         """The same model for another thread: the module is its own, and all that it holds is shared."""
         shared: list[Any] = [*self.module.parameters(), *self.module.buffers(), self.tokenizer, self.config, self._half]
-        shared += [self.trunk.known] if self.trunk else []
+        shared += [self.trunk.known, self.trunk.top] if self.trunk else []
         return copy.deepcopy(self, {id(each): each for each in shared})
 
     def to(self, device: torch.device | str) -> FewShotModel:

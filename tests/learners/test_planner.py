@@ -27,6 +27,7 @@ def points(start, slope, seconds=1.0, adapt=0.5):
 
 TRIAL = {
     "steps_in_memory": 5,
+    "links": 10,
     "tasks_at_once": 1,
     "most_at_once": 1,
     "fast_bytes": 0.01 * GB,
@@ -48,6 +49,14 @@ def test_long_loops_follow_from_short_ones():
     assert whole.memory_gb == pytest.approx(0.02 + 0.5 + 10 * 0.25 + 3 * 0.05)
     assert whole.seconds == pytest.approx(2 * 11)
     assert [option.estimator for option in found.options[3:]] == ["reptile", "first_order"]
+
+
+def test_two_steps_of_one_link_run_again_together():
+    config = FewShotConfig(learner="maml", inner_steps=10)
+    apart, joined = (_plan(config, {**TRIAL, "links": links}, episodes=1).options for links in (10, 9))
+    # An adaptation of one step takes half a second in these figures.
+    gained = [one.seconds - other.seconds for one, other in zip(apart[:3], joined[:3], strict=True)]
+    assert gained == pytest.approx([0.5, 0.5, 0.0])
 
 
 def test_more_memory_than_steps_is_all_of_them():

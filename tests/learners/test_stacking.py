@@ -8,10 +8,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
+from fewshot_nlp.evaluation import evaluate
 from fewshot_nlp.learners import build_learner, stacking
 from fewshot_nlp.learners.stacking import stacked, stacks
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.backbone import ATTENTION
+from fewshot_nlp.types import EpisodeSpec
 from tests.learners.test_engine import SHAPES, Pictures, pictures
 from tests.tiny import random_episode, tiny_config
 
@@ -181,3 +183,29 @@ def test_dropout_is_drawn_one_task_at_a_time(bert_folder):
     learner.stacking = True
     assert learner.tasks_at_once([random_episode([2, 1], seed=seed) for seed in range(2)]) == 1
     assert "dropout" in learner._refusal[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_layers_to_transform": [1]}, {"head": "prototype"}, {"learner": "reptile"}]
+)
+def test_answers_of_a_stack_are_those_of_its_tasks(bert_folder, monkeypatch, settings):
+    learner, params = learner_and_params(bert_folder, **{"learner": "maml", "inner_steps": 3, **settings})
+    counts = [[1, 2]] * 20 + [[2, 2], [1, 2]]
+    specs = [EpisodeSpec("test", i, "random", ("class 0", "class 1"), (), ()) for i in range(len(counts))]
+    sizes, own = [], learner.adapt_stack
+    monkeypatch.setattr(learner, "adapt_stack", lambda p, part: sizes.append(len(part)) or own(p, part))
+    found = []
+    for learner.stacking in (False, True):
+        found.append(evaluate(learner, params, specs, lambda spec: random_episode(counts[spec.index], seed=spec.index)))
+    assert sizes == [16, 4], "two more go alone"
+    alone, together = found
+    assert together.specs == alone.specs == specs
+    assert together.predictions == alone.predictions and together.references == alone.references
+    assert together.losses == pytest.approx(alone.losses, rel=1e-9)
+    assert together.adapt_seconds > 0 and together.predict_seconds > 0
+
+
+def test_what_no_task_changes_is_answered_from_what_is_kept(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="anil"))
+    learner.stacking = True
+    assert learner.answers_at_once([random_episode([1, 1], seed=seed) for seed in range(3)]) == 1

@@ -135,7 +135,6 @@ def test_tasks_go_side_by_side_where_memory_holds_all_their_graphs(bert_folder, 
     cheap = build_learner(tiny_config(bert_folder, graph_memory_gb=3 * bytes_a_step, estimator="reptile", **settings))
     assert cheap.tasks_at_once(episodes) == 2
     assert build_learner(tiny_config(bert_folder, learner="anil")).tasks_at_once(episodes) == 1
-    assert build_learner(tiny_config(bert_folder, learner="protonet")).tasks_at_once(episodes) == 1
 
 
 def test_what_the_trunk_keeps_is_made_before_on_all_cores(bert_folder, two_threads):
@@ -181,3 +180,7 @@ def test_a_twin_shares_all_but_the_module(bert_folder):
     own = dict(learner.model.module.named_parameters())
     assert all(value is own[name] for name, value in twin.model.module.named_parameters())
     assert twin.model.tokenizer is learner.model.tokenizer
+    above = build_learner(tiny_config(bert_folder, learner="maml", lora_layers_to_transform=[1])).model
+    twin = above.twin()
+    assert twin.trunk is not above.trunk
+    assert twin.trunk.known is above.trunk.known and twin.trunk.top is above.trunk.top

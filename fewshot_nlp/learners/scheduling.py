@@ -1,0 +1,234 @@
+"""Which tasks, and which inner steps of a task, are computed together: as many as memory holds the graphs of.
+
+All ways give the same gradient. Each follows from a stated rule and never from a timing, so that a resumed run goes the
+way that the interrupted one went, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fewshot_nlp.functional.call import check_names
+from fewshot_nlp.functional.memory import graph_bytes
+from fewshot_nlp.functional.outer import Link, adapt, leaf, leaves
+from fewshot_nlp.learners.base import BaseLearner
+from fewshot_nlp.learners.stacking import pays, refusal, stacked, stacks
+from fewshot_nlp.learners.workers import side_by_side, workers_for
+from fewshot_nlp.models.model import NAME_TOKENS
+from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
+
+#: Size of the batch on which the memory of a step is counted.
+_ROWS, _TOKENS = 8, 16
+
+
+class ScheduledLearner(BaseLearner):
+    """A learner whose gradients are of inner loops."""
+
+    #: How the meta-gradient is estimated, unless ``config.estimator`` says otherwise.
+    estimator: ClassVar[str] = "exact"
+    #: Inner steps whose graphs are in memory together; if not set, as many as ``config.graph_memory_gb`` holds.
+    chunk: int | None = None
+    #: Whether tasks go in one stack; if not set, where ``stacking.pays``.
+    stacking: bool | None = None
+    _bytes_per_input: float | None = None
+    _refusal: tuple[str | None] | None = None
+
+    @abstractmethod
+    def links(self, support: Batch, exact_steps: int | None = None, apart: bool = False) -> list[Link]:
+        """A task's adaptation, one link after another."""
+
+    @property
+    def estimator_name(self) -> str:
+        """How the meta-gradient is estimated."""
+        return self.config.estimator or self.estimator
+
+    def steps_in_memory(self, support: Batch, query: Batch | None = None) -> int:
+        """How many inner steps' graphs ``config.graph_memory_gb`` holds, one at least.
+
+        With a multi-step loss each step has a graph of the ``query`` set, too, which is smaller by the text.
+
+        The memory of a step is counted once, on a batch of our own, and taken to grow with the number of tokens or
+        images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
+        last bit of a resumed run.
+        """
+        if self._bytes_per_input is None:
+            if "attention_mask" in support.inputs:
+                rows = self.model.any_texts(_ROWS, _TOKENS)
+            else:
+                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]) for name, t in support.inputs.items()}
+            labels = torch.arange(_ROWS, device=support.labels.device, dtype=support.labels.dtype) % 2
+            batch = Batch(rows, labels, 2)
+            if self.asks:
+                batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
+            theta = leaves(self.init_params())
+            # The second step, where there is one: from a blind head, the first one keeps less.
+            *before, link = self.links(batch)[:2]
+            with self.model.frozen_in(self.config.frozen_dtype):
+                carry = adapt(before, theta).map(leaf) if before else None
+                counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
+            self._bytes_per_input = counted / _inputs(batch)
+        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
+        return max(1, int(self._graph_memory / (self._bytes_per_input * inputs)))
+
+    @property
+    def _graph_memory(self) -> float:
+        """Bytes for the graphs of inner steps."""
+        given, device = self.config.graph_memory_gb, self.model.device
+        if given is None and device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory / 2
+        return (2.0 if given is None else given) * 2**30
+
+    def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        """Sum of the episodes' gradients, as many together as ``tasks_at_once`` says."""
+        if len(episodes) < 2:
+            return super().meta_grad(params, episodes)
+        check_names(params, self.names)
+        with self.model.frozen_in(self.config.frozen_dtype):
+            count = self.tasks_at_once(episodes)
+            if self.stackable:
+                groups = stacks(episodes, count)
+                parts = [self._stack_grad(params, g) if len(g) > 1 else self._told_grad(params, g[0]) for g in groups]
+                return sum(parts[1:], parts[0])
+            if count > 1:
+                self._read_ahead(episodes)
+        workers = [self, *(self.twin() for _ in range(count - 1))]
+        # Each task puts torch's generator back to where it was, which beside others is where these have it.
+        with torch.random.fork_rng(devices=[], enabled=count > 1):
+            parts = list(side_by_side(partial(_gradient, params), workers, episodes))
+        return sum(parts[1:], parts[0])
+
+    def _read_ahead(self, episodes: Sequence[Episode]) -> None:
+        # On all cores, as wherever else: with another number of them products may differ in the last bit, and what is
+        # kept must not depend on which came first.
+        for episode in episodes:
+            for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
+                if inputs is not None:
+                    self.model.read_ahead(inputs)
+
+    def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
+        """Sum of the gradients of tasks that are alike, all at once."""
+        with self.model.of_tasks():
+            return self._episode_grad(params, self._stack(episodes))
+
+    def _stack(self, episodes: Sequence[Episode]) -> Episode:
+        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
+        support, query = (replace(p, inputs=self.model.ready(p.inputs)) for p in (whole.support, whole.query))
+        return replace(whole, support=support, query=query)
+
+    def adapt_stack(self, params: Params, episodes: Sequence[Episode]) -> Callable[[], Tensor]:
+        """Adapt to tasks that are alike, all at once; what then gives the logits of their queries,
+        ``[tasks, n, n_way]``."""
+        check_names(params, self.names)
+        whole = self._stack(episodes)
+        with self.model.of_tasks():
+            state = self._adapted(params, whole.support)
+
+        def answers() -> Tensor:
+            with self.model.of_tasks(), torch.no_grad():
+                return self._answered(params, state, whole.query)[1]
+
+        return answers
+
+    @abstractmethod
+    def _answered(self, params: Params, state: State, query: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and logits of the queries; of a stack, the sum of the tasks' losses."""
+
+    @property
+    def stackable(self) -> bool:
+        """Whether stacks are to be tried."""
+        return pays(self.model) if self.stacking is None else self.stacking
+
+    def _stack_size(self, tasks: int, support: Batch, most: int) -> int:
+        """How many of so many tasks are in a stack, where it can have ``most``; no more stacks than need be, and of one
+        size."""
+        if self._refusal is None:
+            self._refusal = (refusal(self, support),)
+        if self._refusal[0] is not None:
+            return 1
+        return math.ceil(tasks / math.ceil(tasks / max(1, most)))
+
+    def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
+        """How many of the episodes' gradients are computed together."""
+        if self.stackable and len(episodes) > 1:
+            most = self._steps_held(episodes) // self._steps_needed
+            return self._stack_size(len(episodes), self._known(episodes[0].support), most)
+        count = self._most_at_once(len(episodes))
+        return count if count == 1 or self._holds(count, self._steps_held(episodes)) else 1
+
+    def answers_at_once(self, episodes: Sequence[Episode]) -> int:
+        """How many of the episodes are adapted to and answered together: a step of each is in memory."""
+        if not self.stackable or not self.fast_body or len(episodes) < 2:
+            return 1
+        return self._stack_size(len(episodes), self._known(episodes[0].support), self._steps_held(episodes))
+
+    def _steps_held(self, episodes: Sequence[Episode]) -> int:
+        return min(self.steps_in_memory(self._known(episode.support), episode.query) for episode in episodes)
+
+    def _most_at_once(self, tasks: int) -> int:
+        return workers_for(self, tasks) if self.model.voice is None else 1
+
+    def _holds(self, tasks: int, steps: int) -> bool:
+        """Whether memory for the graphs of so many ``steps`` is enough for so many ``tasks`` side by side. Where steps
+        would have to be run again for it, they take longer than all cores on one task."""
+        return steps >= tasks * self._steps_needed
+
+    @property
+    def _steps_needed(self) -> int:
+        """How many inner steps' graphs are needed together where none is to run again."""
+        steps = self.config.inner_steps
+        keeps = self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
+        return max(min(steps, self.chunk or steps), 1) if keeps else 1
+
+    def twin(self) -> ScheduledLearner:
+        twin = super().twin()
+        assert isinstance(twin, ScheduledLearner)
+        twin.chunk, twin.stacking, twin._bytes_per_input = self.chunk, self.stacking, self._bytes_per_input
+        return twin
+
+    def describe(self, support: Batch, tasks: int = 1) -> str:
+        """How the meta-gradient of so many tasks with such a support set is computed, in words."""
+        estimator, steps = self.estimator_name, self.config.inner_steps
+        words = estimator.replace("_", " ")
+        if estimator in ("exact", "truncated") and steps > 1:
+            chunk = self.chunk or self.steps_in_memory(support)
+            words += (
+                f", all {steps} inner steps in one graph"
+                if chunk >= len(self.links(support))
+                else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
+            )
+        count, trunk, held = self._most_at_once(tasks), self.model.trunk, self.steps_in_memory(support)
+        if self.stackable:
+            if (size := self._stack_size(tasks, support, held // self._steps_needed)) > 1:
+                words += f"; {size} tasks in one stack"
+            elif tasks > 1 and self._refusal and self._refusal[0]:
+                words += f"; one task at a time, as {self._refusal[0]}"
+        elif count > 1 and self._holds(count, held):
+            words += f"; {count} tasks side by side"
+        return (
+            words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
+        )
+
+    def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
+        if labels.dim() == 1:
+            return super()._part(grads, logits, labels)
+        own = [super(ScheduledLearner, self)._part({}, *answers) for answers in zip(logits, labels, strict=True)]
+        return replace(sum(own[1:], own[0]), grads=grads)
+
+
+def _gradient(params: Params, learner: ScheduledLearner, episode: Episode) -> MetaGrad:
+    with learner.model.frozen_in(learner.config.frozen_dtype):
+        return learner._told_grad(params, episode)
+
+
+def _inputs(batch: Batch) -> int:
+    """Tokens of a batch of texts, padding included, or images of another."""
+    mask = batch.inputs.get("attention_mask")
+    return batch.labels.numel() if mask is None else mask.numel()

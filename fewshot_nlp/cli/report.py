@@ -60,8 +60,11 @@ def announce(
     shots += "-shot, class names are known" if config.tells_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
-    # Under autocast tasks go one by one.
-    together = args.meta_batch_size / processes if accelerator.mixed_precision == "no" else 1
+    together = args.meta_batch_size / processes
+    gradient = ""
+    if isinstance(learner, GradientLearner):
+        with accelerator.autocast():
+            gradient = _gradient(settings, learner, together)
     lines = {
         "data": f"{name}: {examples:,} {first.kind}s; classes: {splits}, none shared",
         **({"mixture": f"training tasks from {mixture}"} if list(training) != [name] else {}),
@@ -72,7 +75,7 @@ def announce(
         # A method may imply its head, and its steps.
         + (f", {learner.config.head} head" if learner.uses_head else "")
         + (f", {learner.config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
-        **({"gradient": _gradient(settings, learner, together)} if isinstance(learner, GradientLearner) else {}),
+        **({"gradient": gradient} if gradient else {}),
         "training": f"{args.max_steps} steps of {args.episodes_per_step} tasks, {ways}-way {shots}; {where}",
     }
     for title, text in lines.items():

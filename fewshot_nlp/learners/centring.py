@@ -35,8 +35,8 @@ from fewshot_nlp.types import Params
 
 CENTRE, WHITENING = "features.centre", "features.whitening"
 
-#: Examples behind the mean, and behind the covariance.
-EXAMPLES, COVARIANCE_EXAMPLES = 1000, 4000
+#: Examples behind the mean, and behind the covariance; how many are in memory at once.
+EXAMPLES, COVARIANCE_EXAMPLES, READ_AT_ONCE = 1000, 4000, 256
 
 
 def init_params(config: FewShotConfig, size: int) -> dict[str, Tensor]:
@@ -79,9 +79,10 @@ def centred(learner: Any, params: Params, pools: Sequence[Pool], seed: int = 0) 
         rows = [(name, row) for name, by_class in pool.rows_by_class.items() for row in by_class]
         chosen = draw(generator("centre", pool.name, seed), rows, min(len(rows), most // len(pools) or 1))
         classes += [f"{pool.name}/{name}" for name, _ in chosen]
-        examples = pool.examples([row for _, row in chosen])
-        # Sums are in double precision, which not every accelerator has.
-        found.append(embedded(learner.model, partial(learner.bare_features, params), examples).double())
+        for first in range(0, len(chosen), READ_AT_ONCE):
+            examples = pool.examples([row for _, row in chosen[first : first + READ_AT_ONCE]])
+            # Sums are in double precision, which not every accelerator has.
+            found.append(embedded(learner.model, partial(learner.bare_features, params), examples).double())
     features, params = torch.cat(found), dict(params)
     if CENTRE in wanted:
         mean = features.mean(dim=0)

@@ -268,9 +268,8 @@ class GradientLearner(ScheduledLearner):
         return {name: value - state[name] for name, value in params.items() if name in state}
 
     @property
-    def stackable(self) -> bool:
-        # A method with another gradient has that of one task.
-        return type(self)._episode_grad is GradientLearner._episode_grad and super().stackable
+    def own_gradient(self) -> bool:
+        return type(self)._episode_grad is not GradientLearner._episode_grad
 
     def _query_loss(self, episode: Episode, params: Params, carry: Carry) -> tuple[Tensor, Tensor]:
         return self._answered(params, self._state(params, carry, episode.support), episode.query)

@@ -16,13 +16,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.outer import Link, adapt, leaf, leaves
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.learners.stacking import pays, refusal, stacked, stacks
+from fewshot_nlp.learners.stacking import is_stack, pays, refusal, stacked, stacks, trial
 from fewshot_nlp.learners.workers import side_by_side, workers_for
-from fewshot_nlp.models.model import NAME_TOKENS
+from fewshot_nlp.models.model import NAME_TOKENS, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
 #: Size of the batch on which the memory of a step is counted.
@@ -39,7 +40,16 @@ class ScheduledLearner(BaseLearner):
     #: Whether tasks go in one stack; if not set, where ``stacking.pays``.
     stacking: bool | None = None
     _bytes_per_input: float | None = None
-    _refusal: tuple[str | None] | None = None
+    _trials: dict[str, str | None]
+
+    def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
+        super().__init__(config, model)
+        self._trials = {}
+
+    @property
+    def own_gradient(self) -> bool:
+        """Whether the method's gradient is more than its estimator's."""
+        return False
 
     @abstractmethod
     def links(self, support: Batch, exact_steps: int | None = None, apart: bool = False) -> list[Link]:
@@ -59,12 +69,19 @@ class ScheduledLearner(BaseLearner):
         images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
         last bit of a resumed run.
         """
+        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
+        return max(1, int(self._graph_memory / (self._bytes_of_an_input(support) * inputs)))
+
+    @torch.inference_mode(False)
+    def _bytes_of_an_input(self, like: Batch) -> float:
+        """What a step's graph takes for each token or image."""
         if self._bytes_per_input is None:
-            if "attention_mask" in support.inputs:
+            if "attention_mask" in like.inputs:
                 rows = self.model.any_texts(_ROWS, _TOKENS)
             else:
-                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]) for name, t in support.inputs.items()}
-            labels = torch.arange(_ROWS, device=support.labels.device, dtype=support.labels.dtype) % 2
+                some = {name: t[0] if is_stack(like) else t for name, t in like.inputs.items()}
+                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]).clone() for name, t in some.items()}
+            labels = torch.arange(_ROWS, device=like.labels.device, dtype=like.labels.dtype) % 2
             batch = Batch(rows, labels, 2)
             if self.asks:
                 batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
@@ -75,8 +92,7 @@ class ScheduledLearner(BaseLearner):
                 carry = adapt(before, theta).map(leaf) if before else None
                 counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
             self._bytes_per_input = counted / _inputs(batch)
-        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
-        return max(1, int(self._graph_memory / (self._bytes_per_input * inputs)))
+        return self._bytes_per_input
 
     @property
     def _graph_memory(self) -> float:
@@ -146,31 +162,43 @@ class ScheduledLearner(BaseLearner):
         """Whether stacks are to be tried."""
         return pays(self.model) if self.stacking is None else self.stacking
 
-    def _stack_size(self, tasks: int, support: Batch, most: int) -> int:
-        """How many of so many tasks are in a stack, where it can have ``most``; no more stacks than need be, and of one
-        size."""
-        if self._refusal is None:
-            self._refusal = (refusal(self, support),)
-        if self._refusal[0] is not None:
+    def _refusal(self, like: Batch) -> str | None:
+        """Why tasks cannot be in one stack; ``None`` where they can."""
+        if (reason := refusal(self)) is not None:
+            return reason
+        with self.model.frozen_in(self.config.frozen_dtype):
+            key = f"{self.model.device} {self.model.precision}"
+            if key not in self._trials:
+                self._trials[key] = trial(self, like)
+        return self._trials[key]
+
+    def _stack_size(self, tasks: int, support: Batch, query: Batch, steps: int) -> int:
+        """How many of so many tasks are in a stack, where the graphs of so many steps of each are held, and that of its
+        queries; no more stacks than need be, and of one size."""
+        if tasks < 2 or self._refusal(support) is not None:
             return 1
-        return math.ceil(tasks / math.ceil(tasks / max(1, most)))
+        apart = self.config.step_loss_weights is None
+        inputs = steps * _inputs(support) + (1 if apart else steps) * _inputs(query)
+        most = max(1, int(self._graph_memory / (self._bytes_of_an_input(support) * inputs)))
+        return math.ceil(tasks / math.ceil(tasks / most))
+
+    def _stack_for(self, episodes: Sequence[Episode], steps: int) -> int:
+        known = [(self._known(episode.support), episode.query) for episode in episodes]
+        return min(self._stack_size(len(episodes), *sets, steps) for sets in known)
 
     def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
         """How many of the episodes' gradients are computed together."""
-        if self.stackable and len(episodes) > 1:
-            most = self._steps_held(episodes) // self._steps_needed
-            return self._stack_size(len(episodes), self._known(episodes[0].support), most)
+        if self.stackable:
+            return self._stack_for(episodes, self._steps_needed)
         count = self._most_at_once(len(episodes))
-        return count if count == 1 or self._holds(count, self._steps_held(episodes)) else 1
+        if count == 1:
+            return 1
+        held = min(self.steps_in_memory(self._known(each.support), each.query) for each in episodes)
+        return count if self._holds(count, held) else 1
 
     def answers_at_once(self, episodes: Sequence[Episode]) -> int:
-        """How many of the episodes are adapted to and answered together: a step of each is in memory."""
-        if not self.stackable or not self.fast_body or len(episodes) < 2:
-            return 1
-        return self._stack_size(len(episodes), self._known(episodes[0].support), self._steps_held(episodes))
-
-    def _steps_held(self, episodes: Sequence[Episode]) -> int:
-        return min(self.steps_in_memory(self._known(episode.support), episode.query) for episode in episodes)
+        """How many of the episodes are adapted to and answered together."""
+        return self._stack_for(episodes, 1) if self.stackable and self.fast_body else 1
 
     def _most_at_once(self, tasks: int) -> int:
         return workers_for(self, tasks) if self.model.voice is None else 1
@@ -204,13 +232,14 @@ class ScheduledLearner(BaseLearner):
                 if chunk >= len(self.links(support))
                 else f", graphs of {chunk} of {steps} inner steps in memory at a time, the others run again"
             )
-        count, trunk, held = self._most_at_once(tasks), self.model.trunk, self.steps_in_memory(support)
+        count, trunk = self._most_at_once(tasks), self.model.trunk
         if self.stackable:
-            if (size := self._stack_size(tasks, support, held // self._steps_needed)) > 1:
+            # Of queries nothing is known; there are as many as examples.
+            if (size := self._stack_size(tasks, support, support, self._steps_needed)) > 1:
                 words += f"; {size} tasks in one stack"
-            elif tasks > 1 and self._refusal and self._refusal[0]:
-                words += f"; one task at a time, as {self._refusal[0]}"
-        elif count > 1 and self._holds(count, held):
+            elif tasks > 1 and (reason := self._refusal(support)) is not None:
+                words += f"; one task at a time, as {reason}"
+        elif count > 1 and self._holds(count, self.steps_in_memory(support)):
             words += f"; {count} tasks side by side"
         return (
             words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"

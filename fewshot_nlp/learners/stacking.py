@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot_nlp.learners.workers import weights
 from fewshot_nlp.models.model import FewShotModel
@@ -50,6 +49,7 @@ def spread(batch: Batch, values: Params) -> dict[str, Tensor]:
     return {name: value.expand(len(batch.labels), *value.shape) for name, value in values.items()}
 
 
+@torch.inference_mode(False)
 def stacked(episodes: Sequence[Episode]) -> Episode:
     """The episodes, which are ``alike``, as one; the spec is the first one's."""
     support, query = (_stack([getattr(episode, part) for episode in episodes]) for part in ("support", "query"))
@@ -103,16 +103,18 @@ def stacks(episodes: Sequence[Episode], most: int) -> Iterator[Sequence[Episode]
 
 def pays(model: FewShotModel) -> bool:
     """Whether calls of ``model`` take longer than what they compute."""
-    return model.device.type != "cpu" or weights(model.module) <= MOST_WEIGHTS
+    if model.device.type != "cpu":
+        return True
+    # A convolution uses its few weights in every place of an image.
+    folds = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in model.module.modules())
+    return not folds and weights(model.module) <= MOST_WEIGHTS
 
 
-def refusal(learner: ScheduledLearner, support: Batch) -> str | None:
-    """Why tasks of ``learner`` cannot be in one stack; ``None`` where they can.
-
-    Beside what is known of methods, a stack of two tasks made of ``support`` is tried: neither is a backbone known to
-    be one that ``torch.vmap`` takes, nor would each that it gets wrong raise.
-    """
+def refusal(learner: ScheduledLearner) -> str | None:
+    """Why tasks of ``learner`` cannot be in one stack, whatever the backbone; ``None`` where they can."""
     model = learner.model
+    if learner.own_gradient:
+        return "its gradient is more than its estimator's"
     if model.voice is not None or learner.config.condition_on_names or learner.reads_names:
         return "it reads the names of each task's classes"
     if learner.estimator_name == "implicit":
@@ -121,27 +123,57 @@ def refusal(learner: ScheduledLearner, support: Batch) -> str | None:
         return "dropout draws from each task's own seed"
     if any(getattr(part, "gradient_checkpointing", False) for part in model.module.modules()):
         return "gradient checkpointing runs layers again outside of the stack"
-    first, second = (_turned(support, rows) for rows in (1, 2))
-    spec = EpisodeSpec("train", 0, "stack", (), (), ())
-    tasks = [Episode(spec, support, first), Episode(spec, first, second)]
-    params = learner.init_params()
+    return None
+
+
+@torch.inference_mode(False)
+def trial(learner: ScheduledLearner, like: Batch) -> str | None:
+    """What is wrong with the gradient of a stack of two tasks; ``None`` where it is the sum of theirs.
+
+    Neither is a backbone known to be one that ``torch.vmap`` takes, nor would each that it gets wrong raise. The tasks
+    are random, and of ``like`` have the kind of input alone: the answer must not depend on the data at hand.
+    """
+    draw = torch.Generator().manual_seed(0)
+    spec = EpisodeSpec("train", 0, "trial", ("0", "1"), (), ())
+    tasks = [Episode(spec, *(_random_batch(learner, like, draw) for _ in range(2))) for _ in range(2)]
+    start = learner.init_params()
+    # Where adapters start, some have no gradient.
+    params = {n: v + 0.02 * torch.randn(v.shape, generator=draw).to(v) for n, v in start.items()}
     try:
-        found = learner._stack_grad(params, tasks).grads
-    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
-    own = [learner._episode_grad(params, task).grads for task in tasks]
-    wanted = {name: own[0][name] + own[1][name] for name in params}
-    off, size = _norm({name: found[name] - value for name, value in wanted.items()}), _norm(wanted)
-    half = torch.is_autocast_enabled(model.device.type) or learner.config.frozen_dtype != "float32"
-    if off <= (HALF_TOLERANCE if half else TOLERANCE) * size:
-        return None
-    return f"its gradient would be off by {off:.0e} of {size:.0e}"
+        found = learner._stack_grad(params, tasks)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__} says: {' '.join(str(error).split())[:200]}"
+    own = [learner._episode_grad(params, task) for task in tasks]
+    half = torch.is_autocast_enabled(learner.model.device.type) or learner.config.frozen_dtype != "float32"
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    wanted = {name: own[0].grads[name] + own[1].grads[name] for name in params}
+    size = _norm(*wanted.values())
+    pairs = [(name, found.grads[name], value, 0.01 * size) for name, value in wanted.items()]
+    pairs += [("answers", one, part.logits[0], 0.0) for one, part in zip(found.logits, own, strict=True)]
+    for name, one, other, floor in pairs:
+        off, of = _norm(one - other), _norm(other) + floor
+        # Also where one is not a number.
+        if not off <= tolerance * of:
+            return f"{name} would be off by {off:.0e} of {of:.0e}"
+    return None
 
 
-def _norm(tensors: Params) -> float:
-    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))
+def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator) -> Batch:
+    """Four examples of two classes."""
+    model, size = learner.model, 4
+    if "attention_mask" in like.inputs:
+        inputs = model.any_texts(size, 6)
+        vocabulary = int(model.module.config.vocab_size)
+        inputs["input_ids"] = torch.randint(1, vocabulary, (size, 6), generator=draw).to(model.device)
+        inputs["attention_mask"][1, 4:] = 0
+    else:
+        inputs = {n: torch.randn(size, *t.shape[1:], generator=draw).to(t) for n, t in like.inputs.items()}
+    if learner.config.task == "regression":
+        return Batch(inputs, torch.randn(size, generator=draw).to(model.device, model.dtype), 1)
+    return Batch(inputs, torch.arange(size, device=model.device) % 2, 2)
 
 
-def _turned(batch: Batch, rows: int) -> Batch:
-    """The same labels for other inputs."""
-    return replace(batch, inputs={name: tensor.roll(rows, dims=0) for name, tensor in batch.inputs.items()})
+def _norm(*tensors: Tensor) -> float:
+    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors))

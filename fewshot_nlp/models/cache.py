@@ -67,13 +67,16 @@ def embedded(
     model: FewShotModel, compute: Callable[[dict[str, Tensor]], Tensor], examples: Sequence[Any], batch_size: int = 64
 ) -> Tensor:
     """``compute`` of texts or images as ``model`` takes them, ``[len(examples), size]`` in the host's memory."""
-    encoder = model.encoder()
-    encoded = encoder.encode(examples)
-    # Texts of like length go together.
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    found: list[Tensor] = []
+    encoder, found, order = model.encoder(), list[Tensor](), list(range(len(examples)))
+    texts = encoder.encode(examples) if encoder.kind == "text" else None
+    if texts is not None:
+        # Texts of like length go together.
+        order.sort(key=lambda i: len(texts[i]))
     for first in range(0, len(order), batch_size):
-        inputs = encoder.collate([encoded[i] for i in order[first : first + batch_size]])
+        rows = order[first : first + batch_size]
+        # Images are large, and encoded some at a time.
+        encoded = [texts[i] for i in rows] if texts is not None else encoder.encode([examples[i] for i in rows])
+        inputs = encoder.collate(encoded)
         found.append(compute({name: value.to(model.device) for name, value in inputs.items()}).cpu())
     return torch.cat(found)[torch.tensor(order).argsort()]
 

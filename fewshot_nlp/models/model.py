@@ -186,12 +186,12 @@ class FewShotModel:
         names, values = (*self.trainable, *frozen), {**body, **frozen}
 
         def below(part: dict[str, Tensor], packing: Packing | None = None) -> AbstractContextManager[None]:
-            if self.trunk is not None and hidden is not None:
+            if self.trunk is not None and hidden is not None and not frozen:
                 return self.trunk.starting(hidden)
             # Dropout draws anew in every pass, also below.
             trunk = None if self.module.training or frozen or self._of_tasks else self.trunk
             lay = packing.pack if packing else None
-            return trunk.skipped(part, self._precision(), lay) if trunk else nullcontext()
+            return trunk.skipped(part, self.precision, lay) if trunk else nullcontext()
 
         def read(part: dict[str, Tensor], packing: Packing | None) -> Tensor:
             with below(part, packing):
@@ -213,13 +213,18 @@ class FewShotModel:
         if self.trunk is None or self.voice is not None or self.module.training:
             return None
         bare = split_names(inputs)[0]
-        return self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self._precision())
+        return self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self.precision)
 
     def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs ``[tasks, n, ...]`` of a stack, padded behind, as ``features`` takes those of one task under
         ``torch.vmap``: with what the trunk hands on."""
-        hidden = self.read_ahead({name: tensor.flatten(0, 1) for name, tensor in inputs.items()})
         shape = next(iter(inputs.values())).shape[:2]
+        if self.transductive:
+            # A task's statistics are its own.
+            tasks = [self.read_ahead({name: tensor[i] for name, tensor in inputs.items()}) for i in range(shape[0])]
+            hidden = None if any(each is None for each in tasks) else torch.cat([t for t in tasks if t is not None])
+        else:
+            hidden = self.read_ahead({name: tensor.flatten(0, 1) for name, tensor in inputs.items()})
         return inputs if hidden is None else {**inputs, HIDDEN: hidden.unflatten(0, shape)}
 
     @contextmanager
@@ -279,7 +284,8 @@ class FewShotModel:
         """A block in which products with frozen matrices are in ``"float32"`` or ``"bfloat16"``."""
         before, self._frozen_dtype = self._frozen_dtype, dtype
         try:
-            with self._half if dtype == "bfloat16" else nullcontext():
+            # One within another of the same is one.
+            with self._half if dtype == "bfloat16" != before else nullcontext():
                 yield
         finally:
             self._frozen_dtype = before
@@ -313,7 +319,9 @@ class FewShotModel:
         own = [name for name, _ in self.module.named_parameters() if name.endswith(CLASS_TOKENS)]
         return len(own) and 1 + getattr(self.module.config, "num_register_tokens", 0)
 
-    def _precision(self) -> str:
+    @property
+    def precision(self) -> str:
+        """A name of what products are in."""
         kind = self.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else ""
         return f"{self._frozen_dtype}{autocast}"

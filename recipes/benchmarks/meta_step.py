@@ -108,8 +108,8 @@ def ours(
 ) -> Gradient:
     """This package's learner; the gradient by name without the prefix ``model.``. ``seen``: the texts were trained or
     evaluated on before, so that what the layers below the first adapter make of them is known."""
-    if stacking is False and device_of(episodes).type == "cpu":
-        raise CannotTake("stacks are for accelerators")
+    if stacking is False and graph_memory_gb is None and device_of(episodes).type == "cpu":
+        raise CannotTake("on a CPU, tasks of this size are in no stack")
     if setting == "full" and frozen_dtype != "float32":
         raise CannotTake("nothing is frozen")
     if setting != "lora_top" and seen:

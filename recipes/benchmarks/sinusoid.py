@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=10000)
     parser.add_argument("--meta_batch_size", type=int, default=8)
     parser.add_argument("--k_shot", type=int, default=10)
-    parser.add_argument("--validation_episodes", type=int, default=50)
+    parser.add_argument("--validation_episodes", type=int, default=200)
     parser.add_argument("--test_episodes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("output/sinusoid_benchmark"))
@@ -75,11 +75,17 @@ def main() -> None:
     print("| method | 1 step | 10 steps | step sizes | seconds of training | published, 1 step |")
     print("|---|---:|---:|---|---:|---:|")
     for method, result in found.items():
-        cells = [f"{entry['mse']:.3f} ± {entry['ci95']:.3f}" for entry in result["test"].values()]
+        cells = [cell(entry) for entry in result["test"].values()]
         times = "learned times " if method == "meta_sgd" else ""
         rates = ", ".join(f"{times}{entry['rate']}" for entry in result["test"].values())
         row = [METHODS[method][0], *cells, rates, f"{result['seconds']:.0f}", PUBLISHED.get(method, "")]
         print(f"| {' | '.join(row)} |")
+
+
+def cell(entry: dict[str, Any]) -> str:
+    if entry["diverged"]:
+        return f"diverged on {entry['diverged']} tasks"
+    return f"{entry['mse']:.3f} ± {entry['ci95']:.3f}"
 
 
 def measured(method: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -109,13 +115,15 @@ def measured(method: str, args: argparse.Namespace) -> dict[str, Any]:
     for steps in STEPS:
         rate = best_rate(learner, params, steps, args)
         answered = answers(learner, params, steps, rate, "test", args.k_shot, args.test_episodes)
-        interval = mean_interval(answered.losses)
+        diverged = sum(not math.isfinite(loss) for loss in answered.losses)
+        interval = None if diverged else mean_interval(answered.losses)
         test[f"{steps}-step"] = {
-            "mse": interval.mean,
-            "ci95": interval.ci95,
+            "mse": interval and interval.mean,
+            "ci95": interval and interval.ci95,
+            "diverged": diverged,
             "rate": rate,
-            "r2": answered.metrics["r2"],
-            "losses": answered.losses,
+            "r2": None if diverged else answered.metrics["r2"],
+            "losses": [loss if math.isfinite(loss) else None for loss in answered.losses],
         }
     result = {"protocol": protocol, "seconds": seconds, "test": test}
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")

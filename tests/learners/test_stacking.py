@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModel
 
 from fewshot_nlp.evaluation import evaluate
 from fewshot_nlp.learners import build_learner, stacking
-from fewshot_nlp.learners.stacking import stacked, stacks
+from fewshot_nlp.learners.stacking import stacked, stacks, trial
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.backbone import ATTENTION
-from fewshot_nlp.types import EpisodeSpec
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, EpisodeSpec
 from tests.learners.test_engine import SHAPES, Pictures, pictures
 from tests.tiny import random_episode, tiny_config
 
@@ -43,6 +44,8 @@ SETTINGS = {
     "centred": {"center_features": True, "normalize_features": True},
 }
 REFUSED = {
+    "LEO": ({"learner": "leo"}, "more than its estimator's"),
+    "joint training": ({"learner": "joint"}, "more than its estimator's"),
     "Meta-LSTM": ({"learner": "meta_lstm"}, "lstm_cell"),
     "normalised Reptile": ({"learner": "normalised_reptile"}, "data-dependent"),
     "iMAML": ({"learner": "imaml"}, "conjugate gradients"),
@@ -85,7 +88,7 @@ def test_a_stack_has_the_gradient_of_its_tasks(bert_folder, settings):
     learner, params = learner_and_params(bert_folder, **settings)
     episodes = [random_episode([2, 1], seed=seed, names="use_label_names" in settings) for seed in range(5)]
     learner.stacking = True
-    assert learner.tasks_at_once(episodes) == 5, learner._refusal
+    assert learner.tasks_at_once(episodes) == 5, learner._trials
     assert "5 tasks in one stack" in learner.describe(learner._known(episodes[0].support), 5)
     alone, together = one_by_one_and_stacked(learner, params, episodes)
     assert_same(alone, together)
@@ -110,7 +113,7 @@ def test_every_backbone(bert_folder, shape):
         rng = torch.Generator().manual_seed(1)
         episodes = [replace(e, support=pictures(e.support, rng), query=pictures(e.query, rng)) for e in episodes]
     alone, together = one_by_one_and_stacked(learner, params, episodes)
-    assert learner._refusal == (None,)
+    assert [*learner._trials.values()] == [None]
     # Llama's norms are in single precision, whatever the weights are in.
     assert_same(alone, together, 1e-6 if shape == "llama" else 1e-9)
 
@@ -121,25 +124,124 @@ def test_what_cannot_be_stacked_goes_one_by_one_and_says_so(bert_folder, setting
     episodes = [random_episode([2, 1], seed=seed, names="use_label_names" in settings) for seed in range(3)]
     alone, together = one_by_one_and_stacked(learner, params, episodes)
     assert all(torch.equal(value, together.grads[name]) for name, value in alone.grads.items())
-    assert reason in learner._refusal[0]
     words = learner.describe(learner._known(episodes[0].support), 3)
     assert "one task at a time" in words and reason in words
 
 
-def test_a_gradient_that_would_differ_is_found_out(bert_folder, monkeypatch):
+MIXED = {
+    "features": ("_features", lambda found: found + found.mean(dim=0, keepdim=True)),
+    # As the first of them has it.
+    "one tensor": (
+        "_inner_gradient",
+        lambda found: ({n: g[:1].expand_as(g) if "lora_A" in n else g for n, g in found[0].items()}, found[1]),
+    ),
+    "answers": ("_answered", lambda found: (found[0], found[1] + found[1].detach().mean(dim=0, keepdim=True))),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_a_gradient_that_would_differ_is_found_out(bert_folder, monkeypatch, case):
     learner, _ = learner_and_params(bert_folder, learner="maml")
-    own = learner._features
+    name, mix = MIXED[case]
+    own = getattr(learner, name)
 
-    def mixed(*args):
+    def mixed(*args, **kwargs):
+        found = own(*args, **kwargs)
         # Of a stack, the first dimension is the tasks'.
-        found = own(*args)
-        return found + found.mean(dim=0, keepdim=True)
+        return mix(found) if learner.model._of_tasks else found
 
-    monkeypatch.setattr(learner, "_features", mixed)
+    monkeypatch.setattr(learner, name, mixed)
     learner.stacking = True
     episodes = [random_episode([2, 1], seed=seed) for seed in range(2)]
     assert learner.tasks_at_once(episodes) == 1
-    assert "would be off" in learner._refusal[0]
+    assert "would be off" in learner._refusal(episodes[0].support)
+
+
+def test_what_was_tried_does_not_depend_on_the_data(bert_folder):
+    learner, _ = learner_and_params(bert_folder, learner="protomaml")
+    learner.stacking = True
+    # As many rows of one text, all of one class, as a run shows to say how it computes.
+    same = Batch(learner.model.any_texts(4, 8), torch.zeros(4, dtype=torch.long), 2)
+    assert "5 tasks in one stack" in learner.describe(same, 5)
+    assert learner.describe(same, 1) == learner.describe(same)
+    nothing = replace(random_episode([2, 1]).support, labels=torch.full((3,), float("nan")))
+    assert trial(learner, nothing) is None
+
+
+def test_out_of_memory_is_no_reason(bert_folder, monkeypatch):
+    learner, _ = learner_and_params(bert_folder, learner="maml")
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(learner, "_stack_grad", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial(learner, random_episode([2, 1]).support)
+
+
+def test_batch_statistics_are_of_each_task(folders):
+    """Those of the layers below the first trained one, too."""
+    learner = build_learner(tiny_config(folders["image"], learner="maml", adapter="full", layers_to_train=[1]))
+    conv = build_learner(tiny_config("conv4", learner="maml", layers_to_train=[3], inner_steps=2))
+    for each in (learner, conv):
+        each, params = in_double_precision(each)
+        episodes = [random_episode([2, 1], seed=seed, kind="image") for seed in range(3)]
+        if each is conv:
+            assert each.model.transductive and each.model.trunk is not None
+            episodes = [enlarged(episode) for episode in episodes]
+        each.stacking = True
+        assert each.tasks_at_once(episodes) == 3, each._trials
+        assert_same(*one_by_one_and_stacked(each, params, episodes))
+
+
+def enlarged(episode):
+    """The same images in the size that conv-4 takes."""
+
+    def grown(batch):
+        return replace(batch, inputs={n: nn.functional.interpolate(t, 28) for n, t in batch.inputs.items()})
+
+    return replace(episode, support=grown(episode.support), query=grown(episode.query))
+
+
+def test_in_half_precision(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", frozen_dtype="bfloat16"))
+    params = {name: value + 0.1 for name, value in learner.init_params().items()}
+    episodes = [random_episode([2, 1], seed=seed, dtype=torch.float32) for seed in range(3)]
+    assert learner.tasks_at_once(episodes) == 3
+    alone, together = one_by_one_and_stacked(learner, params, episodes)
+    scale = sum(value.norm() for value in alone.grads.values())
+    assert 0 < sum((together.grads[n] - value).norm() for n, value in alone.grads.items()) + 1e-30 < 0.1 * scale
+    with torch.autocast("cpu", torch.bfloat16):
+        assert learner.tasks_at_once(episodes) == 3
+    assert [*learner._trials] == ["cpu bfloat16", "cpu bfloat16torch.bfloat16"], "each is tried"
+
+
+def test_regressions(folders):
+    learner = build_learner(tiny_config(folders["vector"], learner="maml", task="regression", inner_learning_rate=0.05))
+    learner, params = in_double_precision(learner)
+    episodes = [random_episode([2, 1], seed=seed, kind="vector", task="regression") for seed in range(3)]
+    learner.stacking = True
+    assert learner.tasks_at_once(episodes) == 3, learner._trials
+    assert_same(*one_by_one_and_stacked(learner, params, episodes))
+
+
+def test_queries_of_no_class_of_the_episode(bert_folder):
+    learner, params = learner_and_params(bert_folder, learner="maml")
+    episodes = [random_episode([2, 1], seed=seed) for seed in range(3)]
+    for seed, episode in enumerate(episodes):
+        episode.query.labels[: seed + 1] = OUT_OF_SCOPE
+    assert_same(*one_by_one_and_stacked(learner, params, episodes))
+
+
+def test_a_stack_in_inference_mode(bert_folder):
+    learner, params = learner_and_params(bert_folder, learner="maml")
+    specs = [EpisodeSpec("test", i, "random", ("class 0", "class 1"), (), ()) for i in range(3)]
+    learner.stacking = True
+    with torch.inference_mode():
+        found = evaluate(learner, params, specs, lambda spec: random_episode([2, 1], seed=spec.index))
+    learner.stacking = False
+    alone = evaluate(learner, params, specs, lambda spec: random_episode([2, 1], seed=spec.index))
+    assert found.losses == pytest.approx(alone.losses, rel=1e-9)
 
 
 def test_neighbours_that_are_alike_go_together(bert_folder):
@@ -167,9 +269,10 @@ def test_as_many_tasks_as_memory_holds_the_graphs_of(bert_folder, monkeypatch):
     settings = {"learner": "maml", "inner_steps": 4}
     episodes = [random_episode([2, 1], seed=seed, dtype=torch.float32) for seed in range(6)]
     whole = build_learner(tiny_config(bert_folder, **settings, graph_memory_gb=1.0))
-    bytes_a_step = 1.0 / whole.steps_in_memory(episodes[0].support)
-    for held, size in ((24, 6), (20, 3), (12, 3), (8, 2), (7, 1), (1, 1)):
-        learner = build_learner(tiny_config(bert_folder, graph_memory_gb=1.01 * held * bytes_a_step, **settings))
+    tokens = 4 * episodes[0].support.inputs["input_ids"].numel() + episodes[0].query.inputs["input_ids"].numel()
+    bytes_a_task = whole._bytes_of_an_input(episodes[0].support) * tokens / 2**30
+    for held, size in ((6, 6), (5, 3), (3, 3), (2, 2), (1, 1), (0, 1)):
+        learner = build_learner(tiny_config(bert_folder, graph_memory_gb=1.01 * held * bytes_a_task, **settings))
         learner.stacking = True
         assert learner.tasks_at_once(episodes) == size, held
     assert whole.tasks_at_once(episodes) == 6, "so small a network is called for longer than it computes"
@@ -182,7 +285,7 @@ def test_dropout_is_drawn_one_task_at_a_time(bert_folder):
     learner.model.module.train()
     learner.stacking = True
     assert learner.tasks_at_once([random_episode([2, 1], seed=seed) for seed in range(2)]) == 1
-    assert "dropout" in learner._refusal[0]
+    assert "dropout" in learner._refusal(random_episode([2, 1]).support)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _answers(params: Params, learner: Learner, episodes: Iterator[Episode]) -> G
         yield from side_by_side(partial(_answer, params), _workers(learner), episodes)
         return
     while part := list(islice(episodes, STACK)):
-        for group in stacks(part, learner.answers_at_once(part)):
+        for group in stacks(learner, part, learner.answers_at_once(part)):
             yield from _of_stack(params, learner, group) if len(group) > 1 else [_answer(params, learner, group[0])]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -110,7 +110,7 @@ class ScheduledLearner(BaseLearner):
         with self.model.frozen_in(self.config.frozen_dtype):
             count = self.tasks_at_once(episodes)
             if self.stackable:
-                groups = stacks(episodes, count)
+                groups = stacks(self, episodes, count)
                 parts = [self._stack_grad(params, g) if len(g) > 1 else self._told_grad(params, g[0]) for g in groups]
                 return sum(parts[1:], parts[0])
             if count > 1:
@@ -132,24 +132,25 @@ class ScheduledLearner(BaseLearner):
     def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the gradients of tasks that are alike, all at once."""
         with self.model.of_tasks():
-            return self._episode_grad(params, self._stack(episodes))
+            part = self._episode_grad(params, self._stack(episodes))
+        return replace(part, logits=_own(part.logits, episodes))
 
     def _stack(self, episodes: Sequence[Episode]) -> Episode:
         whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
         support, query = (replace(p, inputs=self.model.ready(p.inputs)) for p in (whole.support, whole.query))
         return replace(whole, support=support, query=query)
 
-    def adapt_stack(self, params: Params, episodes: Sequence[Episode]) -> Callable[[], Tensor]:
-        """Adapt to tasks that are alike, all at once; what then gives the logits of their queries,
-        ``[tasks, n, n_way]``."""
+    def adapt_stack(self, params: Params, episodes: Sequence[Episode]) -> Callable[[], list[Tensor]]:
+        """Adapt to tasks that are alike, all at once; what then gives the logits of their queries, ``[n, n_way]``
+        each."""
         check_names(params, self.names)
         whole = self._stack(episodes)
         with self.model.of_tasks():
             state = self._adapted(params, whole.support)
 
-        def answers() -> Tensor:
+        def answers() -> list[Tensor]:
             with self.model.of_tasks(), torch.no_grad():
-                return self._answered(params, state, whole.query)[1]
+                return _own(self._answered(params, state, whole.query)[1], episodes)
 
         return answers
 
@@ -250,6 +251,11 @@ class ScheduledLearner(BaseLearner):
             return super()._part(grads, logits, labels)
         own = [super(ScheduledLearner, self)._part({}, *answers) for answers in zip(logits, labels, strict=True)]
         return replace(sum(own[1:], own[0]), grads=grads)
+
+
+def _own(logits: Iterable[Tensor], episodes: Sequence[Episode]) -> list[Tensor]:
+    """Of each task, those of its own queries: what a stack has beside them is in front."""
+    return [part[len(part) - len(episode.query) :] for part, episode in zip(logits, episodes, strict=True)]
 
 
 def _gradient(params: Params, learner: ScheduledLearner, episode: Episode) -> MetaGrad:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewshot_nlp.learners.workers import weights
 from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.models.pooling import right_padded
-from fewshot_nlp.types import Batch, Episode, EpisodeSpec, Params
+from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Params
 
 if TYPE_CHECKING:
     from fewshot_nlp.learners.scheduling import ScheduledLearner
@@ -51,7 +51,11 @@ def spread(batch: Batch, values: Params) -> dict[str, Tensor]:
 
 @torch.inference_mode(False)
 def stacked(episodes: Sequence[Episode]) -> Episode:
-    """The episodes, which are ``alike``, as one; the spec is the first one's."""
+    """The episodes, which are ``alike``, as one; the spec is the first one's.
+
+    Those of fewer examples have further ones in front, which are of no class, so that no loss and no class mean sees
+    them: what a head reads from behind, such as names of classes, stays where it was.
+    """
     support, query = (_stack([getattr(episode, part) for episode in episodes]) for part in ("support", "query"))
     return Episode(episodes[0].spec, support, query)
 
@@ -61,8 +65,13 @@ def _stack(batches: Sequence[Batch]) -> Batch:
     if "attention_mask" in inputs[0]:
         longest = max(part["attention_mask"].shape[1] for part in inputs)
         inputs = [_widened(part, longest) for part in inputs]
+    most, labels = max(map(len, batches)), list[Tensor]()
+    for place, batch in enumerate(batches):
+        more = most - len(batch)
+        inputs[place] = {n: torch.cat([t[:1].expand(more, *t.shape[1:]), t]) for n, t in inputs[place].items()}
+        labels.append(torch.cat([torch.full_like(batch.labels[:1].expand(more), OUT_OF_SCOPE), batch.labels]))
     together = {name: torch.stack([part[name] for part in inputs]) for name in inputs[0]}
-    return Batch(together, torch.stack([each.labels for each in batches]), batches[0].n_way)
+    return Batch(together, torch.stack(labels), batches[0].n_way)
 
 
 def _widened(inputs: dict[str, Tensor], width: int) -> dict[str, Tensor]:
@@ -74,31 +83,44 @@ def _widened(inputs: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     return wide
 
 
-def alike(one: Episode, other: Episode) -> bool:
-    """Whether both can be in one stack: as many examples and classes, and inputs that differ in length alone."""
-    return _form(one) == _form(other)
+def stacks(learner: ScheduledLearner, episodes: Sequence[Episode], most: int) -> Iterator[Sequence[Episode]]:
+    """``episodes`` in their order, in parts of neighbours that are ``alike``, ``most`` at a time."""
+    first = 0
+    for place in range(1, len(episodes) + 1):
+        full = place - first == most
+        if place == len(episodes) or full or not alike(learner, episodes[first : place + 1]):
+            yield episodes[first:place]
+            first = place
 
 
-def _form(episode: Episode) -> list[Any]:
+def alike(learner: ScheduledLearner, episodes: Sequence[Episode]) -> bool:
+    """Whether the first and the last of ``episodes`` can be in one stack, and all together no more than double their
+    size: as many classes, and inputs that differ in length alone. As many examples, where there are none that a loss
+    would not see, or where features depend on them."""
+    equal = learner.config.task == "regression" or learner.model.transductive
+    if _form(episodes[0], equal) != _form(episodes[-1], equal):
+        return False
+    counts = [len(episode.support) + len(episode.query) for episode in episodes]
+    return len(counts) * max(counts) <= 2 * sum(counts)
+
+
+def _form(episode: Episode, equal: bool) -> list[Any]:
     return [
-        (batch.n_way, batch.labels.shape, batch.labels.dtype, batch.names is None, batch.teaches, _shapes(batch))
+        (
+            batch.n_way,
+            len(batch) if equal else 0,
+            batch.labels.dtype,
+            batch.names is None,
+            batch.teaches,
+            _shapes(batch),
+        )
         for batch in (episode.support, episode.query)
     ]
 
 
 def _shapes(batch: Batch) -> dict[str, Any]:
     texts = "attention_mask" in batch.inputs
-    return {name: (t.dtype, t.shape[:1] if texts else t.shape) for name, t in batch.inputs.items()}
-
-
-def stacks(episodes: Sequence[Episode], most: int) -> Iterator[Sequence[Episode]]:
-    """``episodes`` in their order, in parts of neighbours that are ``alike``, ``most`` at a time."""
-    first = 0
-    for place in range(1, len(episodes) + 1):
-        full = place - first == most
-        if place == len(episodes) or full or not alike(episodes[first], episodes[place]):
-            yield episodes[first:place]
-            first = place
+    return {name: (tensor.dtype, None if texts else tensor.shape[1:]) for name, tensor in batch.inputs.items()}
 
 
 def pays(model: FewShotModel) -> bool:
@@ -135,7 +157,8 @@ def trial(learner: ScheduledLearner, like: Batch) -> str | None:
     """
     draw = torch.Generator().manual_seed(0)
     spec = EpisodeSpec("train", 0, "trial", ("0", "1"), (), ())
-    tasks = [Episode(spec, *(_random_batch(learner, like, draw) for _ in range(2))) for _ in range(2)]
+    sizes = (4, 4) if learner.config.task == "regression" or learner.model.transductive else (4, 3)
+    tasks = [Episode(spec, *(_random_batch(learner, like, draw, size) for _ in range(2))) for size in sizes]
     start = learner.init_params()
     # Where adapters start, some have no gradient.
     params = {n: v + 0.02 * torch.randn(v.shape, generator=draw).to(v) for n, v in start.items()}
@@ -145,7 +168,7 @@ def trial(learner: ScheduledLearner, like: Batch) -> str | None:
         raise
     except Exception as error:
         return f"{type(error).__name__} says: {' '.join(str(error).split())[:200]}"
-    own = [learner._episode_grad(params, task) for task in tasks]
+    own = [learner._told_grad(params, task) for task in tasks]
     half = torch.is_autocast_enabled(learner.model.device.type) or learner.config.frozen_dtype != "float32"
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     wanted = {name: own[0].grads[name] + own[1].grads[name] for name in params}
@@ -160,19 +183,23 @@ def trial(learner: ScheduledLearner, like: Batch) -> str | None:
     return None
 
 
-def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator) -> Batch:
-    """Four examples of two classes."""
-    model, size = learner.model, 4
-    if "attention_mask" in like.inputs:
-        inputs = model.any_texts(size, 6)
+def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator, size: int) -> Batch:
+    """So many examples of two classes, and the names of these, where the learner is to know them."""
+    model = learner.model
+
+    def inputs(count: int) -> dict[str, Tensor]:
+        if "attention_mask" not in like.inputs:
+            return {n: torch.randn(count, *t.shape[1:], generator=draw).to(t) for n, t in like.inputs.items()}
+        texts = model.any_texts(count, 6)
         vocabulary = int(model.module.config.vocab_size)
-        inputs["input_ids"] = torch.randint(1, vocabulary, (size, 6), generator=draw).to(model.device)
-        inputs["attention_mask"][1, 4:] = 0
-    else:
-        inputs = {n: torch.randn(size, *t.shape[1:], generator=draw).to(t) for n, t in like.inputs.items()}
+        texts["input_ids"] = torch.randint(1, vocabulary, (count, 6), generator=draw).to(model.device)
+        texts["attention_mask"][1, 4:] = 0
+        return texts
+
     if learner.config.task == "regression":
-        return Batch(inputs, torch.randn(size, generator=draw).to(model.device, model.dtype), 1)
-    return Batch(inputs, torch.arange(size, device=model.device) % 2, 2)
+        return Batch(inputs(size), torch.randn(size, generator=draw).to(model.device, model.dtype), 1)
+    names = inputs(2) if learner.config.use_label_names else None
+    return Batch(inputs(size), torch.arange(size, device=model.device) % 2, 2, names)
 
 
 def _norm(*tensors: Tensor) -> float:

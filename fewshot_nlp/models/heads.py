@@ -49,11 +49,12 @@ def full_precision(features: Tensor) -> torch.autocast:
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int, weights: Tensor | None = None) -> Tensor:
-    """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero.
+    """Mean feature of each class, ``[n_way, size]``, from ``[n, size]`` and ``[n]``; any counts above zero. Examples of
+    no class (``OUT_OF_SCOPE``) are in none.
 
     With ``weights`` ``[n]``, each example counts for so many.
     """
-    member = torch.nn.functional.one_hot(labels, n_way).to(features.dtype)
+    member = (labels[:, None] == torch.arange(n_way, device=labels.device)).to(features.dtype)
     if weights is not None:
         member = member * weights[:, None]
     with full_precision(features):

@@ -244,14 +244,41 @@ def test_a_stack_in_inference_mode(bert_folder):
     assert found.losses == pytest.approx(alone.losses, rel=1e-9)
 
 
+def of(counts, seed=0, n_query=2):
+    return random_episode(counts, n_query, seed)
+
+
 def test_neighbours_that_are_alike_go_together(bert_folder):
-    kinds = [[1, 1], [1, 1], [2, 1], [1, 1], [1, 1], [1, 1]]
-    episodes = [random_episode(counts, seed=seed) for seed, counts in enumerate(kinds)]
-    assert [len(part) for part in stacks(episodes, 2)] == [2, 1, 2, 1]
-    assert [episode for part in stacks(episodes, 9) for episode in part] == episodes
+    episodes = [of([1, 1]), of([1, 2]), of([2, 1, 1]), of([20, 20]), of([1, 1], n_query=1), of([1, 1], n_query=1)]
     learner, params = learner_and_params(bert_folder, learner="maml")
+    assert [len(part) for part in stacks(learner, episodes[:4], 2)] == [2, 1, 1]
+    assert [len(part) for part in stacks(learner, episodes[3:], 9)] == [2, 1], "more than half would be for show"
+    assert [episode for part in stacks(learner, episodes, 9) for episode in part] == episodes
     alone, together = one_by_one_and_stacked(learner, params, episodes)
     assert_same(alone, together)
+    assert [len(logits) for logits in together.logits] == [4, 4, 6, 4, 2, 2]
+
+
+UNEQUAL = {
+    "MAML": {},
+    "ProtoMAML": {"learner": "protomaml"},
+    "prototypes": {"head": "prototype"},
+    "names as the start": {"use_label_names": True, "head": "linear", "head_init": "names"},
+    "learned weight of a name": {"use_label_names": True, "learn_label_name_weight": True},
+    "multi-step loss": {"learner": "mamlpp"},
+}
+
+
+@pytest.mark.parametrize("settings", UNEQUAL.values(), ids=UNEQUAL)
+def test_tasks_of_more_and_of_fewer_examples(bert_folder, settings):
+    learner, params = learner_and_params(bert_folder, **{"learner": "maml", "inner_steps": 3, **settings})
+    shapes = [([1, 1], 3), ([3, 2], 2), ([2, 2], 1)]
+    episodes = [random_episode(c, n, seed, names="use_label_names" in settings) for seed, (c, n) in enumerate(shapes)]
+    learner.stacking = True
+    assert [len(part) for part in stacks(learner, episodes, learner.tasks_at_once(episodes))] == [3], learner._trials
+    alone, together = one_by_one_and_stacked(learner, params, episodes)
+    assert_same(alone, together)
+    assert [len(logits) for logits in together.logits] == [6, 4, 2]
 
 
 def test_texts_of_unlike_length_are_padded_behind():
@@ -300,7 +327,7 @@ def test_answers_of_a_stack_are_those_of_its_tasks(bert_folder, monkeypatch, set
     found = []
     for learner.stacking in (False, True):
         found.append(evaluate(learner, params, specs, lambda spec: random_episode(counts[spec.index], seed=spec.index)))
-    assert sizes == [16, 4], "two more go alone"
+    assert sizes == [16, 6]
     alone, together = found
     assert together.specs == alone.specs == specs
     assert together.predictions == alone.predictions and together.references == alone.references

@@ -28,6 +28,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.config import FewShotConfig
@@ -83,8 +84,14 @@ class Gates(nn.Module):
         """
         after: Slots = {}
         if self.lower is not None:
-            seen, after["cell"] = self.lower(seen, (slots["hidden"], slots["cell"]))
-            after["hidden"] = seen
+            # Torch's own cell is one operation that torch.vmap cannot take.
+            lower = self.lower
+            given = linear(seen, lower.weight_ih, lower.bias_ih) + linear(
+                slots["hidden"], lower.weight_hh, lower.bias_hh
+            )
+            let_in, keep, new, out = given.chunk(4, dim=-1)
+            after["cell"] = keep.sigmoid() * slots["cell"] + let_in.sigmoid() * new.tanh()
+            after["hidden"] = seen = out.sigmoid() * after["cell"].tanh()
         for name, gate, more in (("input", self.input, rates), ("forget", self.forget, 0.0)):
             given = torch.cat([seen, torch.stack([theta, slots[name]], dim=-1)], dim=-1)
             after[name] = torch.sigmoid(gate(given).squeeze(-1) + more)

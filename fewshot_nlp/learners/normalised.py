@@ -50,7 +50,9 @@ class NormalisedReptile(Reptile):
             return {name: value - length * state[name] for name, value in start.items()}
         step = super().displacement(params, state)
         length = _norm(step[name] for name in start)
-        return {name: self.options.radius * value / length if length > 0 else value for name, value in step.items()}
+        # A step of no length has no direction, and stays nothing.
+        scale = self.options.radius / length.where(length > 0, torch.ones_like(length))
+        return {name: scale * value for name, value in step.items()}
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -203,4 +203,5 @@ def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator,
 
 
 def _norm(*tensors: Tensor) -> float:
-    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors))
+    # Not every accelerator has double precision.
+    return math.sqrt(sum(float(value.cpu().double().square().sum()) for value in tensors))

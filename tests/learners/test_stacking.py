@@ -33,6 +33,8 @@ SETTINGS = {
     "CAVIA": {"learner": "cavia"},
     "MAML++": {"learner": "mamlpp"},
     "Meta-SGD": {"learner": "meta_sgd"},
+    "Meta-LSTM": {"learner": "meta_lstm", "inner_learning_rate": 0.02, "head_learning_rate": 0.02},
+    "normalised Reptile": {"learner": "normalised_reptile"},
     "Meta-transfer": {"learner": "meta_transfer", "adapter": "none"},
     "momentum": {"inner_rule": "momentum"},
     "Adam": {"inner_rule": "adam", "inner_learning_rate": 0.05},
@@ -46,8 +48,6 @@ SETTINGS = {
 REFUSED = {
     "LEO": ({"learner": "leo"}, "more than its estimator's"),
     "joint training": ({"learner": "joint"}, "more than its estimator's"),
-    "Meta-LSTM": ({"learner": "meta_lstm"}, "lstm_cell"),
-    "normalised Reptile": ({"learner": "normalised_reptile"}, "data-dependent"),
     "iMAML": ({"learner": "imaml"}, "conjugate gradients"),
     "names": ({"use_label_names": True, "condition_on_names": True}, "names of each task's classes"),
 }
@@ -155,6 +155,21 @@ def test_a_gradient_that_would_differ_is_found_out(bert_folder, monkeypatch, cas
     episodes = [random_episode([2, 1], seed=seed) for seed in range(2)]
     assert learner.tasks_at_once(episodes) == 1
     assert "would be off" in learner._refusal(episodes[0].support)
+
+
+def test_a_method_that_looks_at_numbers_goes_one_by_one(bert_folder, monkeypatch):
+    learner, params = learner_and_params(bert_folder, learner="maml")
+    own = learner._step
+
+    def looking(params, k, grads, slots, fast, loss):
+        return own(params, k, grads, slots, fast, loss) if loss > -1 else (grads, slots)
+
+    monkeypatch.setattr(learner, "_step", looking)
+    episodes = [random_episode([2, 1], seed=seed) for seed in range(3)]
+    alone, together = one_by_one_and_stacked(learner, params, episodes)
+    assert all(torch.equal(value, together.grads[name]) for name, value in alone.grads.items())
+    words = learner.describe(episodes[0].support, 3)
+    assert "one task at a time, as RuntimeError says: vmap: It looks like" in words
 
 
 def test_what_was_tried_does_not_depend_on_the_data(bert_folder):

@@ -26,8 +26,8 @@ from fewshot_nlp.learners.stacking import stacks
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
-#: Episodes that are answered in one stack at most.
-STACK = 16
+#: Episodes that are read, and may be answered in one stack, at a time.
+AT_ONCE = 16
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
 METRICS_BY_SCORE = {"accuracy": ("accuracy", "f1"), "negative_mse": ("r2",)}
@@ -145,12 +145,15 @@ Answer = tuple[Batch, Tensor, float, float]
 
 def _answers(params: Params, learner: Learner, episodes: Iterator[Episode]) -> Generator[Answer, None, None]:
     """What becomes of each episode: together with its neighbours in one stack, or side by side with others."""
-    if not isinstance(learner, ScheduledLearner) or not learner.stackable:
-        yield from side_by_side(partial(_answer, params), _workers(learner), episodes)
-        return
-    while part := list(islice(episodes, STACK)):
-        for group in stacks(learner, part, learner.answers_at_once(part)):
-            yield from _of_stack(params, learner, group) if len(group) > 1 else [_answer(params, learner, group[0])]
+    workers, work = _workers(learner), partial(_answer, params)
+    while part := list(islice(episodes, max(AT_ONCE, 8 * len(workers)))):
+        if isinstance(learner, ScheduledLearner) and learner.stackable:
+            for group in stacks(learner, part, learner.answers_at_once(part)):
+                yield from _of_stack(params, learner, group) if len(group) > 1 else [work(learner, group[0])]
+            continue
+        if isinstance(learner, BaseLearner) and len(workers) > 1:
+            learner.read_ahead(part)
+        yield from side_by_side(work, workers, part)
 
 
 def _of_stack(params: Params, learner: ScheduledLearner, episodes: Sequence[Episode]) -> Iterator[Answer]:
@@ -165,8 +168,7 @@ def _of_stack(params: Params, learner: ScheduledLearner, episodes: Sequence[Epis
 
 def _workers(learner: Learner) -> list[Learner]:
     """The learner, and its twins where episodes go side by side."""
-    if not isinstance(learner, BaseLearner) or (learner.model.trunk is not None and learner.model.trunk.works):
-        # What a trunk keeps for training must not depend on how many cores found it.
+    if not isinstance(learner, BaseLearner):
         return [learner]
     return [learner, *(learner.twin() for _ in range(workers_for(learner) - 1))]
 

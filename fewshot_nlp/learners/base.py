@@ -261,6 +261,17 @@ class BaseLearner(ABC):
             twin.head = self.head
         return twin
 
+    def read_ahead(self, episodes: Sequence[Episode]) -> None:
+        """Run what of the backbone no task changes, before the ``episodes`` go side by side.
+
+        That is on all cores, as wherever else: with another number of them products may differ in the last bit, and
+        what is kept must not depend on which came first.
+        """
+        for episode in episodes:
+            for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
+                if inputs is not None:
+                    self.model.read_ahead(inputs)
+
     def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
         """The gradient at the task's start, drawn back to ``params``."""
         known = replace(episode, support=self._known(episode.support))

@@ -114,20 +114,12 @@ class ScheduledLearner(BaseLearner):
                 parts = [self._stack_grad(params, g) if len(g) > 1 else self._told_grad(params, g[0]) for g in groups]
                 return sum(parts[1:], parts[0])
             if count > 1:
-                self._read_ahead(episodes)
+                self.read_ahead(episodes)
         workers = [self, *(self.twin() for _ in range(count - 1))]
         # Each task puts torch's generator back to where it was, which beside others is where these have it.
         with torch.random.fork_rng(devices=[], enabled=count > 1):
             parts = list(side_by_side(partial(_gradient, params), workers, episodes))
         return sum(parts[1:], parts[0])
-
-    def _read_ahead(self, episodes: Sequence[Episode]) -> None:
-        # On all cores, as wherever else: with another number of them products may differ in the last bit, and what is
-        # kept must not depend on which came first.
-        for episode in episodes:
-            for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
-                if inputs is not None:
-                    self.model.read_ahead(inputs)
 
     def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the gradients of tasks that are alike, all at once."""

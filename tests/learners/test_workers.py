@@ -29,8 +29,11 @@ def two_threads(monkeypatch):
     torch.set_num_threads(1)
 
 
-def test_two_workers_answer_as_one(bert_folder, two_threads):
-    learner = build_learner(tiny_config(bert_folder, learner="maml", adapter="prompt_tuning", num_virtual_tokens=2))
+@pytest.mark.parametrize(
+    "settings", [{"adapter": "prompt_tuning", "num_virtual_tokens": 2}, {"lora_layers_to_transform": [1]}]
+)
+def test_two_workers_answer_as_one(bert_folder, two_threads, settings):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", **settings))
     params = learner.init_params()
     assert workers_for(learner) == 2
     found = evaluate(learner, params, SPECS, reader)

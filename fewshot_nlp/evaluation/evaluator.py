@@ -26,7 +26,7 @@ from fewshot_nlp.learners.stacking import stacks
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner, Params
 
-#: Episodes that are read, and may be answered in one stack, at a time.
+#: Episodes that may be answered in one stack.
 AT_ONCE = 16
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
@@ -146,14 +146,20 @@ Answer = tuple[Batch, Tensor, float, float]
 def _answers(params: Params, learner: Learner, episodes: Iterator[Episode]) -> Generator[Answer, None, None]:
     """What becomes of each episode: together with its neighbours in one stack, or side by side with others."""
     workers, work = _workers(learner), partial(_answer, params)
-    while part := list(islice(episodes, max(AT_ONCE, 8 * len(workers)))):
-        if isinstance(learner, ScheduledLearner) and learner.stackable:
+    in_stacks = isinstance(learner, ScheduledLearner) and learner.stackable and learner.fast_body
+    count = AT_ONCE if in_stacks else 8 * len(workers) if len(workers) > 1 else 1
+    while part := list(islice(episodes, count)):
+        if isinstance(learner, ScheduledLearner) and in_stacks:
             for group in stacks(learner, part, learner.answers_at_once(part)):
                 yield from _of_stack(params, learner, group) if len(group) > 1 else [work(learner, group[0])]
             continue
+        start, ahead = _now(part[0]), 0.0
         if isinstance(learner, BaseLearner) and len(workers) > 1:
             learner.read_ahead(part)
-        yield from side_by_side(work, workers, part)
+            ahead = (_now(part[0]) - start) / len(part)
+        for query, logits, adapt_seconds, predict_seconds in side_by_side(work, workers, part):
+            # What is read of the lower layers is of examples and queries alike.
+            yield query, logits, adapt_seconds + ahead / 2, predict_seconds + ahead / 2
 
 
 def _of_stack(params: Params, learner: ScheduledLearner, episodes: Sequence[Episode]) -> Iterator[Answer]:

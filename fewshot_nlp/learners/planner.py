@@ -259,9 +259,11 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
             shorter = type(learner)(settings, learner.model)
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
-    # As many as the settings have; where memory lets them have one, as many as more of it would.
+    # As many as the settings have; side by side, where memory lets them have one, as many as more of it would.
     most = found["tasks_at_once"]
-    found["most_at_once"] = most = most if most > 1 else loops[estimator][0][0].tasks_at_once([episode] * episodes)
+    if most == 1 and not learner.stackable:
+        most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
+    found["most_at_once"] = most
     several = [episode, *(example_episode(learner, **shape, seed=seed) for seed in range(1, most))]
     found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device)
     tried = {each: _points(loops[each], several, device) for each in loops}

@@ -26,8 +26,8 @@ from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.models.model import NAME_TOKENS, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
-#: Size of the batch on which the memory of a step is counted.
-_ROWS, _TOKENS = 8, 16
+#: Size of the batches on which the memory of a step is counted: texts, and tokens of short and of long ones.
+_ROWS, _TOKENS, _LONG = 8, 16, 128
 
 
 class ScheduledLearner(BaseLearner):
@@ -39,7 +39,7 @@ class ScheduledLearner(BaseLearner):
     chunk: int | None = None
     #: Whether tasks go in one stack; if not set, where ``stacking.pays``.
     stacking: bool | None = None
-    _bytes_per_input: float | None = None
+    _bytes_per_input: tuple[float, float] | None = None
     _trials: dict[str, str | None]
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
@@ -65,19 +65,35 @@ class ScheduledLearner(BaseLearner):
 
         With a multi-step loss each step has a graph of the ``query`` set, too, which is smaller by the text.
 
-        The memory of a step is counted once, on a batch of our own, and taken to grow with the number of tokens or
-        images. It must not follow from the first episode at hand: the chunk decides the order of sums, and with it the
-        last bit of a resumed run.
+        The memory of a step is counted once, on batches of our own, and taken to grow with the number of texts, tokens
+        and pairs of tokens, or images. It must not follow from the first episode at hand: the chunk decides the order
+        of sums, and with it the last bit of a resumed run.
         """
-        inputs = _inputs(support) + (_inputs(query) if query and self.config.step_loss_weights else 0)
-        return max(1, int(self._graph_memory / (self._bytes_of_an_input(support) * inputs)))
+        needed = self._graph_bytes(support)
+        if query and self.config.step_loss_weights:
+            needed += self._graph_bytes(query)
+        return max(1, int(self._graph_memory / needed))
+
+    def _graph_bytes(self, batch: Batch, rows: int | None = None, length: int | None = None) -> float:
+        """What a step's graph of a batch takes; of one with other numbers of ``rows`` and tokens, where they are given.
+
+        The scores of attention grow with the square of the length, all else with the length.
+        """
+        if self._bytes_per_input is None:
+            self._bytes_per_input = self._count(batch)
+        by_token, by_square = self._bytes_per_input
+        own_rows, own_length = _shape(batch)
+        rows, length = rows or own_rows, length or own_length
+        return rows * length * (by_token + by_square * length)
 
     @torch.inference_mode(False)
-    def _bytes_of_an_input(self, like: Batch) -> float:
-        """What a step's graph takes for each token or image."""
-        if self._bytes_per_input is None:
+    def _count(self, like: Batch) -> tuple[float, float]:
+        """Bytes that a step's graph takes for each token, or image, and for each pair of tokens of a text."""
+        theta = leaves(self.init_params())
+
+        def counted(length: int) -> float:
             if "attention_mask" in like.inputs:
-                rows = self.model.any_texts(_ROWS, _TOKENS)
+                rows = self.model.any_texts(_ROWS, length)
             else:
                 some = {name: t[0] if is_stack(like) else t for name, t in like.inputs.items()}
                 rows = {name: t[:1].expand(_ROWS, *t.shape[1:]).clone() for name, t in some.items()}
@@ -85,21 +101,29 @@ class ScheduledLearner(BaseLearner):
             batch = Batch(rows, labels, 2)
             if self.asks:
                 batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
-            theta = leaves(self.init_params())
             # The second step, where there is one: from a blind head, the first one keeps less.
             *before, link = self.links(batch)[:2]
             with self.model.frozen_in(self.config.frozen_dtype):
                 carry = adapt(before, theta).map(leaf) if before else None
-                counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
-            self._bytes_per_input = counted / _inputs(batch)
-        return self._bytes_per_input
+                return graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters()) / _ROWS
+
+        if "attention_mask" not in like.inputs:
+            return counted(1), 0.0
+        short, long = _TOKENS, min(self.config.max_length, self.model.longest or _LONG, _LONG)
+        if long < 2 * short:
+            return counted(short) / short, 0.0
+        each, slope = counted(short) / short, counted(long) / long
+        by_square = max(slope - each, 0.0) / (long - short)
+        return each - by_square * short, by_square
 
     @property
     def _graph_memory(self) -> float:
         """Bytes for the graphs of inner steps."""
         given, device = self.config.graph_memory_gb, self.model.device
         if given is None and device.type == "cuda":
-            return torch.cuda.get_device_properties(device).total_memory / 2
+            parts = [*self.model.module.parameters(), *self.model.module.buffers()]
+            total = torch.cuda.get_device_properties(device).total_memory
+            return max(total - sum(part.nbytes for part in parts), 0) / 2
         return (2.0 if given is None else given) * 2**30
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
@@ -129,20 +153,25 @@ class ScheduledLearner(BaseLearner):
 
     def _stack(self, episodes: Sequence[Episode]) -> Episode:
         whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
-        support, query = (replace(p, inputs=self.model.ready(p.inputs)) for p in (whole.support, whole.query))
-        return replace(whole, support=support, query=query)
+        return replace(whole, support=self._ready(whole.support), query=self._ready(whole.query))
+
+    @torch.inference_mode(False)
+    def _ready(self, batch: Batch) -> Batch:
+        return replace(batch, inputs=self.model.ready(batch.inputs))
 
     def adapt_stack(self, params: Params, episodes: Sequence[Episode]) -> Callable[[], list[Tensor]]:
         """Adapt to tasks that are alike, all at once; what then gives the logits of their queries, ``[n, n_way]``
         each."""
         check_names(params, self.names)
-        whole = self._stack(episodes)
+        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
+        support = self._ready(whole.support)
         with self.model.of_tasks():
-            state = self._adapted(params, whole.support)
+            state = self._adapted(params, support)
 
         def answers() -> list[Tensor]:
+            query = self._ready(whole.query)
             with self.model.of_tasks(), torch.no_grad():
-                return _own(self._answered(params, state, whole.query)[1], episodes)
+                return _own(self._answered(params, state, query)[1], episodes)
 
         return answers
 
@@ -165,19 +194,23 @@ class ScheduledLearner(BaseLearner):
                 self._trials[key] = trial(self, like)
         return self._trials[key]
 
-    def _stack_size(self, tasks: int, support: Batch, query: Batch, steps: int) -> int:
+    def _stack_size(self, supports: Sequence[Batch], queries: Sequence[Batch], tasks: int, steps: int) -> int:
         """How many of so many tasks are in a stack, where the graphs of so many steps of each are held, and that of its
         queries; no more stacks than need be, and of one size."""
-        if tasks < 2 or self._refusal(support) is not None:
+        if tasks < 2 or self._refusal(supports[0]) is not None:
             return 1
+        # All are filled up to the largest.
+        support, query = (
+            self._graph_bytes(batches[0], *map(max, zip(*map(_shape, batches), strict=True)))
+            for batches in (supports, queries)
+        )
         apart = self.config.step_loss_weights is None
-        inputs = steps * _inputs(support) + (1 if apart else steps) * _inputs(query)
-        most = max(1, int(self._graph_memory / (self._bytes_of_an_input(support) * inputs)))
+        most = max(1, int(self._graph_memory / (steps * support + (1 if apart else steps) * query)))
         return math.ceil(tasks / math.ceil(tasks / most))
 
     def _stack_for(self, episodes: Sequence[Episode], steps: int) -> int:
-        known = [(self._known(episode.support), episode.query) for episode in episodes]
-        return min(self._stack_size(len(episodes), *sets, steps) for sets in known)
+        known, queries = [self._known(each.support) for each in episodes], [each.query for each in episodes]
+        return self._stack_size(known, queries, len(episodes), steps)
 
     def tasks_at_once(self, episodes: Sequence[Episode]) -> int:
         """How many of the episodes' gradients are computed together."""
@@ -228,7 +261,7 @@ class ScheduledLearner(BaseLearner):
         count, trunk = self._most_at_once(tasks), self.model.trunk
         if self.stackable:
             # Of queries nothing is known; there are as many as examples.
-            if (size := self._stack_size(tasks, support, support, self._steps_needed)) > 1:
+            if (size := self._stack_size([support], [support], tasks, self._steps_needed)) > 1:
                 words += f"; {size} tasks in one stack"
             elif tasks > 1 and (reason := self._refusal(support)) is not None:
                 words += f"; one task at a time, as {reason}"
@@ -255,7 +288,7 @@ def _gradient(params: Params, learner: ScheduledLearner, episode: Episode) -> Me
         return learner._told_grad(params, episode)
 
 
-def _inputs(batch: Batch) -> int:
-    """Tokens of a batch of texts, padding included, or images of another."""
+def _shape(batch: Batch) -> tuple[int, int]:
+    """Texts and their tokens, padding included; or images, of length 1. Of a stack, those of all tasks."""
     mask = batch.inputs.get("attention_mask")
-    return batch.labels.numel() if mask is None else mask.numel()
+    return batch.labels.numel(), 1 if mask is None else mask.shape[-1]

@@ -100,8 +100,17 @@ def alike(learner: ScheduledLearner, episodes: Sequence[Episode]) -> bool:
     equal = learner.config.task == "regression" or learner.model.transductive
     if _form(episodes[0], equal) != _form(episodes[-1], equal):
         return False
-    counts = [len(episode.support) + len(episode.query) for episode in episodes]
-    return len(counts) * max(counts) <= 2 * sum(counts)
+    filled, own = 0, 0
+    for batches in ([each.support for each in episodes], [each.query for each in episodes]):
+        rows, lengths = [len(batch) for batch in batches], [_length(batch) for batch in batches]
+        filled += len(episodes) * max(rows) * max(lengths)
+        own += sum(map(math.prod, zip(rows, lengths, strict=True)))
+    return filled <= 2 * own
+
+
+def _length(batch: Batch) -> int:
+    mask = batch.inputs.get("attention_mask")
+    return 1 if mask is None else mask.shape[1]
 
 
 def _form(episode: Episode, equal: bool) -> list[Any]:

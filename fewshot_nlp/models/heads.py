@@ -54,7 +54,7 @@ def class_means(features: Tensor, labels: Tensor, n_way: int, weights: Tensor | 
 
     With ``weights`` ``[n]``, each example counts for so many.
     """
-    member = (labels[:, None] == torch.arange(n_way, device=labels.device)).to(features.dtype)
+    member = torch.nn.functional.one_hot(labels - OUT_OF_SCOPE, n_way + 1)[:, 1:].to(features.dtype)
     if weights is not None:
         member = member * weights[:, None]
     with full_precision(features):

@@ -54,6 +54,7 @@ class FewShotModel:
         transductive: features of an input depend on the others of its batch.
         pooling: of tokens; what ``config.pooling`` says, or what fits the backbone.
         voice: how the language model in the backbone speaks of a text's class, where the head is a verbalizer.
+        longest: text that it takes, in tokens; ``None`` where it takes any.
         trunk: the layers below the first trained one, if there are any.
         seed: of what starts at random.
     """
@@ -69,8 +70,8 @@ class FewShotModel:
         self.voice = find_voice(bare_model(module), tokenizer) if config.head == "verbalizer" else None
         # What goes on from a text needs its keys and values in every layer.
         goes_on = self.voice is not None and self.voice.scores_names
-        longest = position_limit(bare_model(module))
-        self.trunk = None if goes_on else find_trunk(module, self.trainable, not self.transductive, longest)
+        self.longest = position_limit(bare_model(module))
+        self.trunk = None if goes_on else find_trunk(module, self.trainable, not self.transductive, self.longest)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
         self._of_tasks = False

@@ -164,8 +164,7 @@ def test_a_trial_of_one_stack(bert_folder):
     assert found.chosen.tasks_at_once == 5 and found.chosen.seconds > 0
     learner = build_learner(config)
     episode = example_episode(learner, **SHAPE)
-    support, query = (part.inputs["input_ids"].numel() for part in (episode.support, episode.query))
-    task = learner._bytes_of_an_input(episode.support) * (3 * support + query) / 2**30
+    task = (3 * learner._graph_bytes(episode.support) + learner._graph_bytes(episode.query)) / 2**30
     some = replace(config, graph_memory_gb=3.5 * task)
     found = _plan(some, json.loads(json.dumps(_trial(some, SHAPE, 5, "cpu"))), episodes=5)
     assert found.chosen.tasks_at_once == 3, "as three go together, there are two rounds"

@@ -26,7 +26,7 @@ from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.models.model import NAME_TOKENS, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
-#: Size of the batches on which the memory of a step is counted: texts, and tokens of short and of long ones.
+#: Size of the batches on which the memory of a step is counted: short texts, and tokens of short and of long ones.
 _ROWS, _TOKENS, _LONG = 8, 16, 128
 
 
@@ -92,12 +92,14 @@ class ScheduledLearner(BaseLearner):
         theta = leaves(self.init_params())
 
         def counted(length: int) -> float:
+            # Of long texts fewer, so that the count takes no more memory than training may.
+            count = max(2, _ROWS * _TOKENS // max(length, _TOKENS))
             if "attention_mask" in like.inputs:
-                rows = self.model.any_texts(_ROWS, length)
+                rows = self.model.any_texts(count, length)
             else:
                 some = {name: t[0] if is_stack(like) else t for name, t in like.inputs.items()}
-                rows = {name: t[:1].expand(_ROWS, *t.shape[1:]).clone() for name, t in some.items()}
-            labels = torch.arange(_ROWS, device=like.labels.device, dtype=like.labels.dtype) % 2
+                rows = {name: t[:1].expand(count, *t.shape[1:]).clone() for name, t in some.items()}
+            labels = torch.arange(count, device=like.labels.device, dtype=like.labels.dtype) % 2
             batch = Batch(rows, labels, 2)
             if self.asks:
                 batch = batch.asked(self.model.any_texts(2, NAME_TOKENS))
@@ -105,7 +107,7 @@ class ScheduledLearner(BaseLearner):
             *before, link = self.links(batch)[:2]
             with self.model.frozen_in(self.config.frozen_dtype):
                 carry = adapt(before, theta).map(leaf) if before else None
-                return graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters()) / _ROWS
+                return graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters()) / count
 
         if "attention_mask" not in like.inputs:
             return counted(1), 0.0

@@ -39,12 +39,12 @@ class ScheduledLearner(BaseLearner):
     chunk: int | None = None
     #: Whether tasks go in one stack; if not set, where ``stacking.pays``.
     stacking: bool | None = None
-    _bytes_per_input: tuple[float, float] | None = None
+    _bytes_by_length: dict[int, float]
     _trials: dict[str, str | None]
 
     def __init__(self, config: FewShotConfig, model: FewShotModel) -> None:
         super().__init__(config, model)
-        self._trials = {}
+        self._trials, self._bytes_by_length = {}, {}
 
     @property
     def own_gradient(self) -> bool:
@@ -79,19 +79,23 @@ class ScheduledLearner(BaseLearner):
 
         The scores of attention grow with the square of the length, all else with the length.
         """
-        if self._bytes_per_input is None:
-            self._bytes_per_input = self._count(batch)
-        by_token, by_square = self._bytes_per_input
         own_rows, own_length = _shape(batch)
         rows, length = rows or own_rows, length or own_length
-        return rows * length * (by_token + by_square * length)
+        if "attention_mask" not in batch.inputs:
+            return rows * self._count(batch, 1)
+        each, long = self._count(batch, _TOKENS) / _TOKENS, self.model.longest or _LONG
+        long = min(long, self.config.max_length, _LONG)
+        # What short texts take is not worth a count of long ones.
+        if length <= 2 * _TOKENS or long <= 2 * _TOKENS:
+            return rows * length * each
+        by_square = max(self._count(batch, long) / long - each, 0.0) / (long - _TOKENS)
+        return rows * length * (each + by_square * (length - _TOKENS))
 
     @torch.inference_mode(False)
-    def _count(self, like: Batch) -> tuple[float, float]:
-        """Bytes that a step's graph takes for each token, or image, and for each pair of tokens of a text."""
-        theta = leaves(self.init_params())
-
-        def counted(length: int) -> float:
+    def _count(self, like: Batch, length: int) -> float:
+        """Bytes that a step's graph takes for each text of so many tokens, or each image."""
+        if length not in self._bytes_by_length:
+            theta = leaves(self.init_params())
             # Of long texts fewer, so that the count takes no more memory than training may.
             count = max(2, _ROWS * _TOKENS // max(length, _TOKENS))
             if "attention_mask" in like.inputs:
@@ -107,16 +111,9 @@ class ScheduledLearner(BaseLearner):
             *before, link = self.links(batch)[:2]
             with self.model.frozen_in(self.config.frozen_dtype):
                 carry = adapt(before, theta).map(leaf) if before else None
-                return graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters()) / count
-
-        if "attention_mask" not in like.inputs:
-            return counted(1), 0.0
-        short, long = _TOKENS, min(self.config.max_length, self.model.longest or _LONG, _LONG)
-        if long < 2 * short:
-            return counted(short) / short, 0.0
-        each, slope = counted(short) / short, counted(long) / long
-        by_square = max(slope - each, 0.0) / (long - short)
-        return each - by_square * short, by_square
+                counted = graph_bytes(lambda: link(theta, carry, True), self.model.module.parameters())
+            self._bytes_by_length[length] = counted / count
+        return self._bytes_by_length[length]
 
     @property
     def _graph_memory(self) -> float:
@@ -246,7 +243,7 @@ class ScheduledLearner(BaseLearner):
     def twin(self) -> ScheduledLearner:
         twin = super().twin()
         assert isinstance(twin, ScheduledLearner)
-        twin.chunk, twin.stacking, twin._bytes_per_input = self.chunk, self.stacking, self._bytes_per_input
+        twin.chunk, twin.stacking, twin._bytes_by_length = self.chunk, self.stacking, self._bytes_by_length
         return twin
 
     def describe(self, support: Batch, tasks: int = 1) -> str:

@@ -238,7 +238,7 @@ class FewShotConfig:
         default=None,
         metadata={
             "help": "Memory for the graphs of inner steps; what is beyond it runs again, which changes no gradient. "
-            "By default 2 on a CPU, half of what a GPU has."
+            "By default 2 on a CPU, half of what a GPU has beside the weights."
         },
     )
 

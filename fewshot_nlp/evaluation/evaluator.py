@@ -146,12 +146,12 @@ Answer = tuple[Batch, Tensor, float, float]
 def _answers(params: Params, learner: Learner, episodes: Iterator[Episode]) -> Generator[Answer, None, None]:
     """What becomes of each episode: together with its neighbours in one stack, or side by side with others."""
     workers, work = _workers(learner), partial(_answer, params)
-    in_stacks = isinstance(learner, ScheduledLearner) and learner.stackable and learner.fast_body
-    count = AT_ONCE if in_stacks else 8 * len(workers) if len(workers) > 1 else 1
+    stacked = learner if isinstance(learner, ScheduledLearner) and learner.stackable and learner.fast_body else None
+    count = AT_ONCE if stacked else 8 * len(workers) if len(workers) > 1 else 1
     while part := list(islice(episodes, count)):
-        if isinstance(learner, ScheduledLearner) and in_stacks:
-            for group in stacks(learner, part, learner.answers_at_once(part)):
-                yield from _of_stack(params, learner, group) if len(group) > 1 else [work(learner, group[0])]
+        if stacked:
+            for group in stacks(stacked, part, stacked.answers_at_once(part)):
+                yield from _of_stack(params, stacked, group) if len(group) > 1 else [work(learner, group[0])]
             continue
         start, ahead = _now(part[0]), 0.0
         if isinstance(learner, BaseLearner) and len(workers) > 1:

@@ -21,7 +21,7 @@ from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.outer import Link, adapt, leaf, leaves
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.learners.stacking import is_stack, pays, refusal, stacked, stacks, trial
+from fewshot_nlp.learners.stacking import extent, is_stack, pays, refusal, stacked, stacks, trial
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.models.model import NAME_TOKENS, FewShotModel
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
@@ -79,7 +79,7 @@ class ScheduledLearner(BaseLearner):
 
         The scores of attention grow with the square of the length, all else with the length.
         """
-        own_rows, own_length = _shape(batch)
+        own_rows, own_length = extent(batch)
         rows, length = rows or own_rows, length or own_length
         if "attention_mask" not in batch.inputs:
             return rows * self._count(batch, 1)
@@ -200,7 +200,7 @@ class ScheduledLearner(BaseLearner):
             return 1
         # All are filled up to the largest.
         support, query = (
-            self._graph_bytes(batches[0], *map(max, zip(*map(_shape, batches), strict=True)))
+            self._graph_bytes(batches[0], *map(max, zip(*map(extent, batches), strict=True)))
             for batches in (supports, queries)
         )
         apart = self.config.step_loss_weights is None
@@ -285,9 +285,3 @@ def _own(logits: Iterable[Tensor], episodes: Sequence[Episode]) -> list[Tensor]:
 def _gradient(params: Params, learner: ScheduledLearner, episode: Episode) -> MetaGrad:
     with learner.model.frozen_in(learner.config.frozen_dtype):
         return learner._told_grad(params, episode)
-
-
-def _shape(batch: Batch) -> tuple[int, int]:
-    """Texts and their tokens, padding included; or images, of length 1. Of a stack, those of all tasks."""
-    mask = batch.inputs.get("attention_mask")
-    return batch.labels.numel(), 1 if mask is None else mask.shape[-1]

@@ -36,6 +36,12 @@ def is_stack(batch: Batch) -> bool:
     return batch.labels.dim() > 1
 
 
+def extent(batch: Batch) -> tuple[int, int]:
+    """Texts and their tokens, padding included; or images, of length 1. Of a stack, those of all tasks."""
+    mask = batch.inputs.get("attention_mask")
+    return batch.labels.numel(), 1 if mask is None else mask.shape[-1]
+
+
 def by_task(batch: Batch, function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``; where ``batch`` is a stack, of each task's part of all arguments, stacked again.
 
@@ -102,15 +108,10 @@ def alike(learner: ScheduledLearner, episodes: Sequence[Episode]) -> bool:
         return False
     filled, own = 0, 0
     for batches in ([each.support for each in episodes], [each.query for each in episodes]):
-        rows, lengths = [len(batch) for batch in batches], [_length(batch) for batch in batches]
-        filled += len(episodes) * max(rows) * max(lengths)
-        own += sum(map(math.prod, zip(rows, lengths, strict=True)))
+        sizes = [extent(batch) for batch in batches]
+        filled += len(episodes) * math.prod(map(max, zip(*sizes, strict=True)))
+        own += sum(map(math.prod, sizes))
     return filled <= 2 * own
-
-
-def _length(batch: Batch) -> int:
-    mask = batch.inputs.get("attention_mask")
-    return 1 if mask is None else mask.shape[1]
 
 
 def _form(episode: Episode, equal: bool) -> list[Any]:

@@ -260,9 +260,7 @@ class FewShotModel:
             # Under autocast some backbones end in half precision, which is too coarse for a head.
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
-        if "attention_mask" not in inputs:
-            return at_once(inputs)
-        if self._of_tasks:
+        if self._of_tasks or "attention_mask" not in inputs:
             return at_once(inputs)
         inputs, names = split_names(inputs)
         inputs, names = right_padded(inputs), right_padded(names) if names else {}

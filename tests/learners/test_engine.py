@@ -107,8 +107,8 @@ def test_every_rule_with_decay_and_clipping(bert_folder, rule, head):
         assert all(expected[name].abs().max() > 0 for name in params if name.startswith("rule."))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_backbone(bert_folder, shape):
+def learner_of(shape, folder, steps):
+    """MAML with LoRA on a random backbone of ``SHAPES``, in double precision, and where to differentiate it."""
     config, targets = SHAPES[shape]
     config._attn_implementation = ATTENTION
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -118,7 +118,7 @@ def test_every_backbone(bert_folder, shape):
         module = AutoModel.from_config(config).eval().requires_grad_(False)
         adapted = get_peft_model(module, LoraConfig(r=2, target_modules=targets, task_type="FEATURE_EXTRACTION"))
     kind = Pictures if shape == "vit" else FewShotModel
-    settings = tiny_config(bert_folder, learner="maml", inner_steps=5, inner_learning_rate=0.1)
+    settings = tiny_config(folder, learner="maml", inner_steps=steps, inner_learning_rate=0.1)
     learner = build_learner(settings, kind(adapted.eval(), None, settings))
     adapted.double()
     rng = torch.Generator().manual_seed(1)
@@ -126,6 +126,13 @@ def test_every_backbone(bert_folder, shape):
         name: value.double() + 0.1 * torch.randn(value.shape, generator=rng, dtype=torch.float64)
         for name, value in learner.init_params().items()
     }
+    return learner, params
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_backbone(bert_folder, shape):
+    learner, params = learner_of(shape, bert_folder, steps=5)
+    rng = torch.Generator().manual_seed(2)
     episode = random_episode(COUNTS)
     if shape == "vit":
         episode = Episode(episode.spec, *(pictures(batch, rng) for batch in (episode.support, episode.query)))

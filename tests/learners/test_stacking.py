@@ -1,23 +1,19 @@
 """Tasks in one stack have the gradient that they have one after another."""
 
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from fewshot_nlp.evaluation import evaluate
 from fewshot_nlp.functional.memory import graph_bytes
 from fewshot_nlp.functional.outer import adapt, leaf, leaves
 from fewshot_nlp.learners import build_learner, stacking
 from fewshot_nlp.learners.stacking import stacked, stacks, trial
-from fewshot_nlp.models import FewShotModel
-from fewshot_nlp.models.backbone import ATTENTION
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, EpisodeSpec
-from tests.learners.test_engine import SHAPES, Pictures, pictures
+from tests.learners.test_engine import SHAPES, learner_of, pictures
 from tests.tiny import random_episode, tiny_config, tiny_tokenizer
 
 SETTINGS = {
@@ -100,16 +96,7 @@ def test_a_stack_has_the_gradient_of_its_tasks(bert_folder, settings):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_backbone(bert_folder, shape):
-    config, targets = SHAPES[shape]
-    config._attn_implementation = ATTENTION
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        module = AutoModel.from_config(config).eval().requires_grad_(False)
-        adapted = get_peft_model(module, LoraConfig(r=2, target_modules=targets, task_type="FEATURE_EXTRACTION"))
-    settings = tiny_config(bert_folder, learner="maml", inner_steps=3, inner_learning_rate=0.1)
-    kind = Pictures if shape == "vit" else FewShotModel
-    learner, params = in_double_precision(build_learner(settings, kind(adapted.eval(), None, settings)))
+    learner, params = learner_of(shape, bert_folder, steps=3)
     episodes = [random_episode([2, 1], seed=seed) for seed in range(3)]
     if shape == "vit":
         rng = torch.Generator().manual_seed(1)

@@ -115,7 +115,10 @@ class Batch:
 
     @property
     def teaches(self) -> bool:
-        """Whether there is an example of any class; a task without one is told the names of its classes alone."""
+        """Whether there is an example of any class, or with any number; a task without one is told the names of its
+        classes alone."""
+        if self.labels.is_floating_point():
+            return len(self) > 0
         return len(self) > self.n_way or bool((self.labels != OUT_OF_SCOPE).any())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -10,7 +10,8 @@ Differentiating the condition gives, with ``H = ∇²S(φ*)`` and ``v = ∂Q/∂
     (H + λI) u = v,   dQ/dφ₀ = λ u,   dQ/dθ = ∂Q/∂θ - (∂∇S/∂θ)ᵀ u
 
 which conjugate gradients solve with Hessian-vector products on one graph. Time and memory do not depend on the steps
-of the inner loop; the answer is as exact as the loop has converged and the system is solved.
+of the inner loop; the answer is as exact as the loop has converged and the system is solved. Weight decay of the loop
+is part of ``S``. Fast weights that the loop leaves at their start are no part of φ: what hangs on them hangs on θ.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def implicit_gradient(
     params: Params,
     adapted: Fast,
     *,
+    moving: Sequence[str],
     proximal: float,
     steps: int,
     tolerance: float = 1e-10,
@@ -64,17 +66,20 @@ def implicit_gradient(
 
     Args:
         start: φ₀ as a function of θ.
-        slope: ∇S as a function of θ and φ, differentiable.
+        slope: ∇S as a function of θ and all fast weights, differentiable.
         loss: query loss at θ and φ, and what the caller wants to see beside it.
         params: θ, by name.
-        adapted: φ*, where the inner loop ended.
+        adapted: where the inner loop ended, the fast weights that it leaves at their start included.
+        moving: names of φ, the fast weights that the loop moves; one at least.
         proximal: λ.
         steps, tolerance: at which conjugate gradients end.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        theta, phi = leaves(params), leaves(adapted)
-        value, extra = loss(theta, phi)
-        direct = torch.autograd.grad(value, [*theta.values(), *phi.values()], materialize_grads=True)
+        theta, fast = leaves(params), leaves(adapted)
+        phi, still = ({n: v for n, v in fast.items() if (n in moving) == moves} for moves in (True, False))
+        value, extra = loss(theta, fast)
+        sources = [*phi.values(), *theta.values(), *still.values()]
+        direct = torch.autograd.grad(value, sources, materialize_grads=True)
 
         # One graph of the inner gradient serves every product with the Hessian.
         sizes = [tensor.numel() for tensor in phi.values()]
@@ -85,7 +90,8 @@ def implicit_gradient(
         def flat(tensors: Sequence[Tensor]) -> Tensor:
             return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
-        gradient = [*slope(theta, phi).values()]
+        slopes = slope(theta, fast)
+        gradient = [slopes[name] for name in phi]
 
         def product(vector: Tensor) -> Tensor:
             image = torch.autograd.grad(
@@ -93,12 +99,13 @@ def implicit_gradient(
             )
             return flat(image) + proximal * vector
 
-        solution = conjugate_gradient(product, flat(direct[len(theta) :]), steps, tolerance)
-        mixed = torch.autograd.grad(gradient, [*theta.values()], shaped(solution), materialize_grads=True)
+        solution = conjugate_gradient(product, flat(direct[: len(phi)]), steps, tolerance)
+        through = torch.autograd.grad(gradient, sources[len(phi) :], shaped(solution), materialize_grads=True)
+        own = [seen - less for seen, less in zip(direct[len(phi) :], through, strict=True)]
         first = start(theta)
+        pulls = [*shaped(proximal * solution), *own[len(theta) :]]
         back = torch.autograd.grad(
-            [*first.values()], [*theta.values()], shaped(proximal * solution), materialize_grads=True
+            [first[name] for name in (*phi, *still)], [*theta.values()], pulls, materialize_grads=True
         )
-        parts = zip(theta, direct, mixed, back, strict=False)
-        grads = {name: seen - through + by_start for name, seen, through, by_start in parts}
+        grads = {name: value + by_start for name, value, by_start in zip(theta, own, back, strict=False)}
     return Outcome(grads, value.detach(), extra.detach())

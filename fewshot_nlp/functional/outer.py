@@ -124,9 +124,9 @@ def meta_gradient(
     # The first chunk is the short one, as the last is never run again.
     starts = [0, *range(count % size or size, count, size)]
     chunks = [range(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
-    with torch.inference_mode(False), torch.enable_grad(), _generators_of_our_own(params):
-        loss = _seeded(loss, seed * (count + 1))
-        links = [_seeded(link, seed * (count + 1) + k) for k, link in enumerate(links, start=1)]
+    with torch.inference_mode(False), torch.enable_grad(), drawing(params, seed):
+        loss = _seeded(loss, params, seed * (count + 1))
+        links = [_seeded(link, params, seed * (count + 1) + k) for k, link in enumerate(links, start=1)]
 
         theta = leaves(params)
         befores: list[Carry | None] = [None]
@@ -166,22 +166,33 @@ def _pullback(reached: list[tuple[Tensor, Tensor]], sources: list[Tensor]) -> li
     return list(torch.autograd.grad(outputs, sources, vectors, materialize_grads=True))
 
 
-def _seeded(function: Callable[..., Any], seed: int) -> Callable[..., Any]:
+def _seeded(function: Callable[..., Any], params: Params, seed: int) -> Callable[..., Any]:
     """``function`` that draws the same random numbers in every call."""
 
     def call(*args: Any) -> Any:
-        # torch.manual_seed formats a stack trace where CUDA was not used yet, which takes longer than a small network.
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
+        _seed(params, seed)
         return function(*args)
 
     return call
 
 
+def _seed(params: Params, seed: int) -> None:
+    """Seed the generators of the devices that ``params`` are on, and of the CPU."""
+    # torch.manual_seed would seed all devices, and formats a stack trace where CUDA was not used yet, which takes
+    # longer than a small network.
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(params):
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
 @contextmanager
-def _generators_of_our_own(params: Params) -> Iterator[None]:
-    """A block after which torch's generators are as they were."""
-    devices = {value.device for value in params.values() if value.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
+def drawing(params: Params, seed: int) -> Iterator[None]:
+    """A block whose random numbers follow from ``seed``, on the devices that ``params`` are on and the CPU, and after
+    which torch's generators are as they were."""
+    with torch.random.fork_rng(devices=list(_gpus(params))):
+        _seed(params, seed)
         yield
+
+
+def _gpus(params: Params) -> set[torch.device]:
+    return {value.device for value in params.values() if value.device.type == "cuda"}

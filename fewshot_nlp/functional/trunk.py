@@ -92,6 +92,8 @@ class Trunk:
         self.known, self.top = TensorStore(), Top()
         above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
         self._weights = [value for value in module.parameters() if id(value) not in above]
+        # By their places: a module that is moved has other buffers.
+        self._buffers = [(part._buffers, name) for part in module.modules() for name in part._buffers]
 
     @property
     def works(self) -> bool:
@@ -141,9 +143,12 @@ class Trunk:
         self.known = TensorStore()
 
     def _address(self, precision: str) -> bytes:
-        """What the weights are now, cheaply: where they lie, and how often they were written to."""
+        """What weights and buffers are now, cheaply: where they lie, and how often they were written to, which torch
+        does not count where ``.data`` is."""
         first = self._weights[0]
         writes = sum(value._version for value in self._weights)
+        buffers = (own[name] for own, name in self._buffers)
+        writes += sum(value._version for value in buffers if value is not None)
         return f"{first.data_ptr()}{first.dtype}{first.device}{writes}{precision}|".encode()
 
     def _output(self, inputs: dict[str, Tensor], address: bytes) -> Tensor | None:
@@ -154,7 +159,7 @@ class Trunk:
             images = [self._of_batch({name: t[i : i + 1] for name, t in inputs.items()}, address) for i in range(n)]
             kept = [image for image in images if image is not None]
             return torch.cat(kept) if len(kept) == n else None
-        if mask is None or mask.ndim != 2 or mask.device.type != "cpu" or not mask[:, 0].all():
+        if mask is None or mask.ndim != 2 or mask.device.type != "cpu" or not _padded_behind(mask):
             return self._of_batch(inputs, address)
         lengths = mask.sum(dim=1).tolist()
         texts = [{name: t[i : i + 1, :n] for name, t in inputs.items()} for i, n in enumerate(lengths)]
@@ -229,6 +234,11 @@ class Trunk:
                 for hook in hooks:
                     hook.remove()
         raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
+
+
+def _padded_behind(mask: Tensor) -> bool:
+    """Whether each text has tokens, and all of its padding is behind them."""
+    return bool(mask[:, 0].all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())
 
 
 def _name(inputs: dict[str, Tensor], address: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,15 @@ from fewshot_nlp.checks import from_mapping
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
-from fewshot_nlp.functional.outer import leaves
+from fewshot_nlp.functional.outer import drawing, leaves
 from fewshot_nlp.learners import centring, metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
 from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, MetaGrad, Params, State, split_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -35,8 +40,8 @@ def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def episode_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers among the queries whose class is in the episode."""
-    known = labels != OUT_OF_SCOPE
-    return (logits.argmax(dim=-1)[known] == labels[known]).float().mean()
+    # No class is out of scope, so that what is right is known. Picking out what is known would wait for a GPU.
+    return (logits.argmax(dim=-1) == labels).sum() / (labels != OUT_OF_SCOPE).sum()
 
 
 def episode_score(logits: Tensor, labels: Tensor) -> Tensor:
@@ -241,7 +246,13 @@ class BaseLearner(ABC):
         features, each distinct text goes through the backbone once."""
         if self.fast_body or self.model.transductive:
             return self
-        return type(self)(self.config, FixedModel(self.model, params))
+        return self._on(FixedModel(self.model, params))
+
+    def _on(self, model: FewShotModel) -> Self:
+        """This learner, all that was set on it from outside included, on another model."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, model=model)
+        return other
 
     def meta_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the episodes' gradients."""
@@ -253,12 +264,13 @@ class BaseLearner(ABC):
             parts = [self._told_grad(params, episode) for episode in episodes]
         return sum(parts[1:], parts[0])
 
-    def twin(self) -> BaseLearner:
-        """The same learner for another thread, which shares all tensors."""
-        twin = type(self)(self.config, self.model.twin())
-        if type(twin.head) is not type(self.head):
-            # One from outside, which the constructor knows nothing of.
-            twin.head = self.head
+    def twin(self) -> Self:
+        """The same learner for another thread: its modules are its own, and all that they hold is shared."""
+        twin = object.__new__(type(self))
+        # A rule may be made of the learner's own methods.
+        memo: dict[int, Any] = {id(self): twin, **{id(each): each for each in [*self.model.shared, self.config]}}
+        memo |= {id(value): value for network in self.networks.modules.values() for value in network.parameters()}
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
     def read_ahead(self, episodes: Sequence[Episode]) -> None:
@@ -274,10 +286,12 @@ class BaseLearner(ABC):
 
     def _told_grad(self, params: Params, episode: Episode) -> MetaGrad:
         """The gradient at the task's start, drawn back to ``params``."""
-        known = replace(episode, support=self._known(episode.support))
+        known = replace(episode, support=self._known(episode.support), query=episode.query.recordable())
         if self.asks and episode.support.names is not None:
-            known = replace(known, query=episode.query.asked(episode.support.names))
-        with torch.inference_mode(False), torch.enable_grad():
+            known = replace(known, query=known.query.asked(episode.support.names))
+        # Dropout draws what follows from the episode alone.
+        draws = drawing(params, episode.spec.index) if self.model.module.training else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), draws:
             theta = leaves(params)
             told = self._told(theta, episode.support.recordable())
             part = self._episode_grad({**params, **{name: value.detach() for name, value in told.items()}}, known)

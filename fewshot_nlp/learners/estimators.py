@@ -10,6 +10,7 @@ import torch
 
 from fewshot_nlp.functional.implicit import implicit_gradient
 from fewshot_nlp.functional.outer import Carry, adapt, meta_gradient
+from fewshot_nlp.functional.rules import by_prefix
 from fewshot_nlp.learners.stacking import by_task, is_stack
 from fewshot_nlp.types import Episode, MetaGrad, Params
 
@@ -50,18 +51,25 @@ def start_minus_adapted(learner: GradientLearner, params: Params, episode: Episo
 
 def implicit(learner: GradientLearner, params: Params, episode: Episode) -> MetaGrad:
     """iMAML: from the end of the inner loop alone."""
-    support = episode.support
+    support, decay = episode.support, learner.config.inner_weight_decay
+    fast = adapt(learner.links(support), params).fast
+    moving = [name for name in fast if by_prefix(learner.rates, name)]
+    if not support.teaches or not moving:
+        # The loop ends at its start.
+        return backpropagated(learner, params, episode, None)
 
     def slope(theta: Params, fast: dict[str, Tensor]) -> dict[str, Tensor]:
         features = learner.features({**theta, **fast}, support.inputs)
-        return learner._inner_gradient(theta, fast, features, support, create_graph=True)[0]
+        grads, _ = learner._inner_gradient(theta, fast, features, support, create_graph=True)
+        return {name: grad + decay * fast[name] for name, grad in grads.items()}
 
     outcome = implicit_gradient(
         lambda theta: learner._start(theta, support)[0],
         slope,
         lambda theta, fast: learner._query_loss(episode, theta, Carry(fast, {})),
         params,
-        adapt(learner.links(support), params).fast,
+        fast,
+        moving=moving,
         proximal=learner.config.proximal,
         steps=learner.config.conjugate_gradient_steps,
     )

@@ -52,31 +52,43 @@ class GradientLearner(ScheduledLearner):
         config = self.config
         if self.estimator_name == "implicit" and not config.proximal:
             raise ValueError("estimator='implicit' needs proximal above 0, which makes the inner problem well posed.")
-        head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
+        rate = config.inner_learning_rate
+        #: Step sizes of the inner loop, by what names begin with.
+        self.rates = {PREFIX: rate, HEAD: rate, NETWORKS: rate}
+        if config.head_learning_rate is not None:
+            self.rates[HEAD] = config.head_learning_rate
         self.rule = build_rule(
             config.inner_rule,
-            {PREFIX: config.inner_learning_rate, HEAD: head_rate, NETWORKS: config.inner_learning_rate},
+            self.rates,
             steps=config.inner_steps,
             weight_decay=config.inner_weight_decay,
             max_grad_norm=config.inner_max_grad_norm,
         )
-        self._check_reptile()
+        self._check_estimator()
 
-    def _check_reptile(self) -> None:
-        """Reptile moves the start of what a task changes towards its end; nothing else has an end to move to."""
-        if self.estimator_name != "reptile":
+    def _check_estimator(self) -> None:
+        """Reptile moves the start of what a task changes towards its end, and nothing else has an end to move to; what
+        looks at the end of the loop alone learns nothing of the way there."""
+        estimator, config = self.estimator_name, self.config
+        if estimator in ("reptile", "implicit") and self.rule.learned({PREFIX: torch.zeros(1)}):
+            raise ValueError(
+                f"estimator={estimator!r} cannot train the rates of inner_rule={config.inner_rule!r}. Use 'sgd', "
+                f"'momentum' or 'adam', or estimator='exact'."
+            )
+        if estimator != "reptile":
             return
         params = super().init_params()
         if not self._body(params).keys() & params.keys():
             raise ValueError(
-                f"estimator='reptile' trains nothing with learner={self.config.learner!r}, whose inner loop changes "
+                f"estimator='reptile' trains nothing with learner={config.learner!r}, whose inner loop changes "
                 f"no meta-parameter. Use learner='reptile', or estimator='exact'."
             )
-        if self.rule.learned({PREFIX: torch.zeros(1)}):
-            raise ValueError(
-                f"estimator='reptile' cannot train the rates of inner_rule={self.config.inner_rule!r}. Use 'sgd', "
-                f"'momentum' or 'adam', or estimator='exact'."
-            )
+        for name in ("condition_on_names", "learn_label_name_weight"):
+            if getattr(config, name):
+                raise ValueError(
+                    f"estimator='reptile' cannot train {name}, which no inner step changes. Leave it out, or use "
+                    f"estimator='exact'."
+                )
 
     def _check_step_loss_weights(self) -> None:
         weights, steps = self.config.step_loss_weights, max(self.config.inner_steps, 1)
@@ -124,6 +136,9 @@ class GradientLearner(ScheduledLearner):
         apart = apart or self.model.module.training or self.config.step_loss_weights is not None
         first = min(steps, 2) if self._head_first and not apart else 1
         spans = [range(first), *(range(k, k + 1) for k in range(first, steps))]
+        if self.config.inner_steps == 0 or not support.teaches:
+            # The start alone.
+            spans = [range(0)] * len(spans)
         return [partial(self._link, support, span, constant) for span in spans]
 
     @property
@@ -143,9 +158,7 @@ class GradientLearner(ScheduledLearner):
             kept = {f"{START}{n}": v for n, v in fast.items() if v is not params.get(n)} if self.config.proximal else {}
             if not self.fast_body:
                 kept[FEATURES] = features
-            if self.config.inner_steps == 0 or not support.teaches:
-                return Carry(fast, {**slots, **kept})
-        elif not support.teaches:
+        elif not span:
             return carry
         else:
             fast = carry.fast
@@ -209,15 +222,15 @@ class GradientLearner(ScheduledLearner):
         # No task's fast weights are in another's loss.
         loss = losses.sum()
         body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
-        own = [value for name, value in fast.items() if name not in body]
+        own = {name: value for name, value in fast.items() if name not in body}
         options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
         if not body or blind:
-            grads = [*map(torch.zeros_like, body.values()), *torch.autograd.grad(loss, own, **options)]
-            return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), losses
-        pull, *grads = torch.autograd.grad(loss, [seen, *own], **options)
-        # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
-        grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *grads]
-        return dict(zip([*body, *(name for name in fast if name not in body)], grads, strict=True)), losses
+            grads = [*map(torch.zeros_like, body.values()), *torch.autograd.grad(loss, [*own.values()], **options)]
+        else:
+            pull, *of_head = torch.autograd.grad(loss, [seen, *own.values()], **options)
+            # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
+            grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *of_head]
+        return dict(zip([*body, *own], grads, strict=True)), losses
 
     def _adapt(self, params: Params, support: Batch) -> State:
         carry: Carry | None = None

@@ -50,7 +50,8 @@ class HyperMAML(GradientLearner):
         shapes = [value.shape for value in self._body(self.model.init_params()).values()]
         return {"writer": _Writer(shapes, self.model.hidden_size, self.options.code_size)}
 
-    def _check_reptile(self) -> None:
+    def _check_estimator(self) -> None:
+        super()._check_estimator()
         if self.estimator_name == "reptile":
             raise ValueError(
                 f"estimator='reptile' trains no hypernetwork, which learner={self.config.learner!r} has. "

@@ -68,5 +68,5 @@ class Joint(GradientLearner):
             loss = weight * self.loss(logits, query.labels)
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         with torch.no_grad():
-            answers = self.predict(params, self.adapt(params, support), query)
+            answers = self.predict(params, self._adapted(params, support), query)
         return self._part(dict(zip(theta, grads, strict=True)), answers, episode.query.labels)

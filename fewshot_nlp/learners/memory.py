@@ -123,7 +123,8 @@ class Memory(BaseLearner):
 
     def init_params(self) -> dict[str, Tensor]:
         params = super().init_params()
-        empty = torch.zeros(self.options.capacity, self.model.hidden_size, device=self.model.device)
+        shape = self.options.capacity, self.model.hidden_size
+        empty = torch.zeros(shape, device=self.model.device, dtype=self.model.dtype)
         return {**params, MEANS: empty, TASKS: empty.clone(), CLASSES: empty[:, 0].clone()}
 
     def _adapt(self, params: Params, support: Batch) -> State:

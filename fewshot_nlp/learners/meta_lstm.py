@@ -33,8 +33,8 @@ from torch.nn.functional import linear
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.rules import Point, Rule, Slots, Updates, by_prefix
-from fewshot_nlp.learners.gradient import HEAD, GradientLearner
-from fewshot_nlp.models.model import PREFIX, FewShotModel
+from fewshot_nlp.learners.gradient import GradientLearner
+from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.types import Params
 
 #: Where the two ways of looking at a number meet: at ``e^-P``.
@@ -114,9 +114,7 @@ class MetaLSTM(GradientLearner):
                 f"estimator={self.estimator_name!r} looks at the end of the inner loop alone, and learner='meta_lstm' "
                 f"learns its steps. Use estimator='first_order', 'exact' or 'truncated'."
             )
-        head_rate = config.inner_learning_rate if config.head_learning_rate is None else config.head_learning_rate
-        self._rates = {PREFIX: config.inner_learning_rate, HEAD: head_rate}
-        for rate in self._rates.values():
+        for rate in self.rates.values():
             if not 0 < rate < 1:
                 raise ValueError(
                     f"An inner step size of {rate} is out of range: learner='meta_lstm' starts its input gate there. "
@@ -138,7 +136,7 @@ class MetaLSTM(GradientLearner):
         assert point.loss is not None
         sizes = [value.numel() for value in grads.values()]
         gradient, theta = (torch.cat([part[n].flatten() for n in grads]) for part in (grads, point.fast))
-        rates = torch.cat([g.new_full((g.numel(),), _logit(by_prefix(self._rates, n))) for n, g in grads.items()])
+        rates = torch.cat([g.new_full((g.numel(),), _logit(by_prefix(self.rates, n))) for n, g in grads.items()])
         loss = preprocess(point.loss.to(gradient.dtype)).expand(len(gradient), 2)
         seen = torch.cat([preprocess(gradient), loss], dim=-1)
         slots = self.networks("gates", point.params, seen, theta, slots, rates)

@@ -95,16 +95,20 @@ class MetaTransfer(GradientLearner):
             own = name.removesuffix(".base_layer").rsplit(".", 1)[-1]
             named = self.options.target_modules
             if own in named if named else name.startswith(blocks):
-                found.update({f"{name}.{kind}": value.detach() for kind, value in layer.named_parameters()})
+                # A bias that an adapter trains moves by itself.
+                own_values = {kind: value for kind, value in layer.named_parameters() if not value.requires_grad}
+                found.update({f"{name}.{kind}": value.detach() for kind, value in own_values.items()})
         return found
 
     def _modulated(self, params: Params) -> dict[str, Tensor]:
         return self.networks("modulation", params, self._frozen())
 
     def bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
-        return self.model.features(params, inputs, self._modulated(params))
+        # What is fixed has them in it.
+        frozen = {} if isinstance(self.model, FixedModel) else self._modulated(params)
+        return self.model.features(params, inputs, frozen)
 
     def fixed(self, params: Params) -> MetaTransfer:
         if self.model.transductive:
             return self
-        return type(self)(self.config, FixedModel(self.model, params, self._modulated(params)))
+        return self._on(FixedModel(self.model, params, self._modulated(params)))

@@ -83,7 +83,8 @@ class ScheduledLearner(BaseLearner):
         rows, length = rows or own_rows, length or own_length
         if "attention_mask" not in batch.inputs:
             return rows * self._count(batch, 1)
-        each, long = self._count(batch, _TOKENS) / _TOKENS, self.model.longest or _LONG
+        short, long = min(_TOKENS, self.config.max_length), self.model.longest or _LONG
+        each = self._count(batch, short) / short
         long = min(long, self.config.max_length, _LONG)
         # What short texts take is not worth a count of long ones.
         if length <= 2 * _TOKENS or long <= 2 * _TOKENS:
@@ -146,13 +147,14 @@ class ScheduledLearner(BaseLearner):
 
     def _stack_grad(self, params: Params, episodes: Sequence[Episode]) -> MetaGrad:
         """Sum of the gradients of tasks that are alike, all at once."""
+        whole = self._stack(episodes)
+        whole = replace(whole, support=self._ready(whole.support), query=self._ready(whole.query))
         with self.model.of_tasks():
-            part = self._episode_grad(params, self._stack(episodes))
+            part = self._episode_grad(params, whole)
         return replace(part, logits=_own(part.logits, episodes))
 
     def _stack(self, episodes: Sequence[Episode]) -> Episode:
-        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
-        return replace(whole, support=self._ready(whole.support), query=self._ready(whole.query))
+        return stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
 
     @torch.inference_mode(False)
     def _ready(self, batch: Batch) -> Batch:
@@ -162,10 +164,9 @@ class ScheduledLearner(BaseLearner):
         """Adapt to tasks that are alike, all at once; what then gives the logits of their queries, ``[n, n_way]``
         each."""
         check_names(params, self.names)
-        whole = stacked([replace(episode, support=self._known(episode.support)) for episode in episodes])
-        support = self._ready(whole.support)
+        whole = self._stack(episodes)
         with self.model.of_tasks():
-            state = self._adapted(params, support)
+            state = self._adapted(params, self._ready(whole.support))
 
         def answers() -> list[Tensor]:
             query = self._ready(whole.query)
@@ -239,12 +240,6 @@ class ScheduledLearner(BaseLearner):
         steps = self.config.inner_steps
         keeps = self.estimator_name in ("exact", "truncated") or self.config.step_loss_weights is not None
         return max(min(steps, self.chunk or steps), 1) if keeps else 1
-
-    def twin(self) -> ScheduledLearner:
-        twin = super().twin()
-        assert isinstance(twin, ScheduledLearner)
-        twin.chunk, twin.stacking, twin._bytes_by_length = self.chunk, self.stacking, self._bytes_by_length
-        return twin
 
     def describe(self, support: Batch, tasks: int = 1) -> str:
         """How the meta-gradient of so many tasks with such a support set is computed, in words."""

@@ -200,9 +200,10 @@ def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator,
     def inputs(count: int) -> dict[str, Tensor]:
         if "attention_mask" not in like.inputs:
             return {n: torch.randn(count, *t.shape[1:], generator=draw).to(t) for n, t in like.inputs.items()}
-        texts = model.any_texts(count, 6)
+        length = min(6, learner.config.max_length)
+        texts = model.any_texts(count, length)
         vocabulary = int(model.module.config.vocab_size)
-        texts["input_ids"] = torch.randint(1, vocabulary, (count, 6), generator=draw).to(model.device)
+        texts["input_ids"] = torch.randint(1, vocabulary, (count, length), generator=draw).to(model.device)
         texts["attention_mask"][1, 4:] = 0
         return texts
 

@@ -162,7 +162,8 @@ def load_backbone(
         raise _mute(name_or_path, "no model of language")
     if name_or_path in SCRATCH:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed accelerators too, which this fork does not put back.
+            torch.default_generator.manual_seed(seed)
             config, network = SCRATCH[name_or_path]
             module = network(config())
         module.name_or_path = name_or_path

@@ -19,8 +19,8 @@ from fewshot_nlp.types import Params, split_names
 class FeatureCache:
     """Remembers the rows of ``compute(inputs)``.
 
-    The key is the text's own token ids without padding, or a hash of the image's pixels, so an entry cannot be stale
-    while ``compute`` stays the same.
+    The key is all that is given of a text, without padding, or a hash of all that is given of an image, so an entry
+    cannot be stale while ``compute`` stays the same.
     """
 
     def __init__(self, compute: Callable[[dict[str, Tensor]], Tensor]) -> None:
@@ -39,11 +39,16 @@ class FeatureCache:
 
 
 def _keys(inputs: dict[str, Tensor]) -> list[bytes]:
-    rows = next(iter(inputs.values())).cpu().numpy()
-    if "attention_mask" not in inputs:
-        return [hashlib.sha256(row).digest() for row in np.ascontiguousarray(rows)]
-    mask = inputs["attention_mask"].cpu().numpy().astype(bool)
-    return [row[kept].tobytes() for row, kept in zip(inputs["input_ids"].cpu().numpy(), mask, strict=True)]
+    rows = {name: np.ascontiguousarray(tensor.cpu().numpy()) for name, tensor in sorted(inputs.items())}
+    names, count = " ".join(rows).encode(), len(next(iter(rows.values())))
+    if "attention_mask" not in rows:
+        return [
+            hashlib.sha256(names + b"".join(row[i].tobytes() for row in rows.values())).digest() for i in range(count)
+        ]
+    # From the first token to the last: a mask may have holes.
+    kept = [np.flatnonzero(row) for row in rows["attention_mask"]]
+    spans = [slice(own[0], own[-1] + 1) if len(own) else slice(0) for own in kept]
+    return [names + b"".join(row[i, span].tobytes() for row in rows.values()) for i, span in enumerate(spans)]
 
 
 class FrozenFeatures(FeatureCache):
@@ -87,6 +92,8 @@ class FixedModel(FewShotModel):
     def __init__(self, model: FewShotModel, params: Params, frozen: Params = MappingProxyType({})) -> None:
         super().__init__(model.module, model.tokenizer, model.config, model.seed)
         fixed, held = ({name: value.detach() for name, value in part.items()} for part in (params, frozen))
+        # The layers below what is trained are the same.
+        self.trunk = model.trunk
         self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs, held))
 
     def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:

@@ -162,9 +162,13 @@ class FewShotModel:
 
     def twin(self) -> FewShotModel:
         """The same model for another thread: the module is its own, and all that it holds is shared."""
+        return copy.deepcopy(self, {id(each): each for each in self.shared})
+
+    @property
+    def shared(self) -> list[Any]:
+        """What twins have in common."""
         shared: list[Any] = [*self.module.parameters(), *self.module.buffers(), self.tokenizer, self.config, self._half]
-        shared += [self.trunk.known, self.trunk.top] if self.trunk else []
-        return copy.deepcopy(self, {id(each): each for each in shared})
+        return shared + ([self.trunk.known, self.trunk.top] if self.trunk else [])
 
     def to(self, device: torch.device | str) -> FewShotModel:
         """Move the module in place."""

@@ -37,6 +37,7 @@ def implicit(**options):
         query,
         params(),
         {"y": solved(params())},
+        moving=["y"],
         proximal=LAMBDA,
         **options,
     )
@@ -52,6 +53,35 @@ def test_it_is_the_derivative_of_the_solution(mode):
         torch.testing.assert_close(found.grads[name], value.grad, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.loss, query(params(), {"y": solved(params())})[0])
     torch.testing.assert_close(found.extra, 2 * solved(params()))
+
+
+def test_what_the_loop_leaves_at_its_start_is_seen_through_the_start():
+    def still(theta):
+        return theta["shift"] * theta["x"]
+
+    def solved_beside(theta):
+        scaled = theta["scale"] * A
+        right = scaled @ B - still(theta) + LAMBDA * 2 * theta["x"]
+        return torch.linalg.solve(scaled + LAMBDA * torch.eye(3).double(), right)
+
+    def loss(theta, fast):
+        value, extra = query(theta, fast)
+        return value + (fast["z"] * fast["y"]).sum(), extra
+
+    theta = {name: value.requires_grad_() for name, value in params().items()}
+    loss(theta, {"y": solved_beside(theta), "z": still(theta)})[0].backward()
+    found = implicit_gradient(
+        lambda theta: {"z": still(theta), "y": 2 * theta["x"]},
+        lambda theta, fast: {"z": fast["y"], "y": theta["scale"] * A @ (fast["y"] - B) + fast["z"]},
+        loss,
+        params(),
+        {"z": still(params()), "y": solved_beside(params())},
+        moving=["y"],
+        proximal=LAMBDA,
+        steps=3,
+    )
+    for name, value in theta.items():
+        torch.testing.assert_close(found.grads[name], value.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_too_few_steps_are_an_approximation():

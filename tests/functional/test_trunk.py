@@ -7,6 +7,7 @@ from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, ModernB
 
 from fewshot_nlp.functional.call import trainable
 from fewshot_nlp.functional.trunk import find_trunk
+from tests.tiny import tiny_resnet
 
 SMALL = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS = {
@@ -255,3 +256,30 @@ def test_an_image_goes_through_the_trunk_once(alone):
         torch.testing.assert_close(found, module(pixel_values=batch))
         module.seen = counted
         assert counted == seen[0 if alone else 1]
+
+
+def test_a_hole_in_a_mask_cuts_no_text():
+    module = build("bert", 1)
+    trunk = find_trunk(module, trainable(module))
+    inputs = {**INPUTS, "attention_mask": torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0]])}
+    with torch.no_grad():
+        expected = module(**inputs).last_hidden_state
+        with trunk.skipped(inputs):
+            found = module(**inputs).last_hidden_state
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[kept], expected[kept])
+
+
+def test_a_buffer_that_is_written_to_makes_what_is_kept_old(tmp_path):
+    module = AutoModel.from_pretrained(tiny_resnet(tmp_path)).eval().requires_grad_(False)
+    module.encoder.stages[1].requires_grad_(True)
+    trunk = find_trunk(module, trainable(module))
+    inputs = {"pixel_values": torch.randn(2, 1, 16, 16)}
+    for _ in range(2):
+        with torch.no_grad():
+            expected = module(**inputs).last_hidden_state
+            with trunk.skipped(inputs):
+                torch.testing.assert_close(module(**inputs).last_hidden_state, expected)
+        for name, value in module.named_buffers():
+            if name.endswith("running_mean"):
+                value.add_(0.5)

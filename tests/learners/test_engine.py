@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,12 +180,22 @@ def test_truncated_stands_between_first_order_and_exact(bert_folder):
     assert errors[0] > errors[2] > errors[3] == 0
 
 
-@pytest.mark.parametrize("learner", ["maml", "anil"])
-def test_implicit_is_exact_where_the_loop_has_converged(bert_folder, learner):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learner": "maml"},
+        {"learner": "anil"},
+        {"learner": "maml", "inner_weight_decay": 0.3},
+        {"learner": "maml", "head_learning_rate": 0.0},
+        {"learner": "boil", "head_learning_rate": 0.0},
+    ],
+    ids=str,
+)
+def test_implicit_is_exact_where_the_loop_has_converged(bert_folder, settings):
     """Far enough along a strongly convex inner problem, the path no longer matters."""
     settings = {
-        "learner": learner, "inner_steps": 250, "inner_learning_rate": 0.2, "proximal": 2.0,
-        "conjugate_gradient_steps": 200, "head_scale": 1.0,
+        "inner_steps": 250, "inner_learning_rate": 0.2, "proximal": 2.0, "conjugate_gradient_steps": 200,
+        "head_scale": 1.0, **settings,
     }  # fmt: skip
     episode = random_episode(COUNTS)
     exact, params = learner_and_params(bert_folder, **settings)
@@ -265,6 +276,51 @@ def test_how_often_the_support_set_is_read(bert_folder, settings, passes):
 def test_implicit_needs_a_pull(bert_folder):
     with pytest.raises(ValueError, match="needs proximal above 0"):
         build_learner(tiny_config(bert_folder, learner="maml", estimator="implicit"))
+
+
+@pytest.mark.parametrize("rule", ["meta_sgd", "step_rates"])
+def test_implicit_refuses_rates_that_it_cannot_train(bert_folder, rule):
+    with pytest.raises(ValueError, match=f"'implicit' cannot train the rates of inner_rule='{rule}'.*Use 'sgd'"):
+        build_learner(tiny_config(bert_folder, learner="imaml", inner_rule=rule))
+
+
+def test_implicit_where_nothing_moves_is_the_gradient_at_the_start(bert_folder):
+    settings = {"learner": "anil", "head_learning_rate": 0.0, "proximal": 1.0}
+    exact, params = learner_and_params(bert_folder, **settings)
+    implicit, _ = learner_and_params(bert_folder, estimator="implicit", **settings)
+    episode = random_episode(COUNTS)
+    assert_equal(implicit.meta_grad(params, [episode]).grads, exact.meta_grad(params, [episode]).grads)
+
+
+def test_the_count_of_memory_takes_no_longer_texts_than_training(bert_folder):
+    """Ten virtual tokens before eight of a text are all that 18 positions hold."""
+    settings = {"adapter": "prompt_tuning", "num_virtual_tokens": 10, "max_length": 8, "inner_steps": 3}
+    learner = build_learner(tiny_config(bert_folder, **settings))
+    lengths, read = [], learner.model.any_texts
+    learner.model.any_texts = lambda count, tokens: lengths.append(tokens) or read(count, tokens)
+    assert learner.steps_in_memory(random_episode([2, 2]).support) > 1
+    assert lengths == [8]
+
+
+@pytest.mark.parametrize("learner", ["reptile", "protonet", "imaml", "joint", "maml"])
+def test_dropout_follows_from_the_episode_alone(bert_folder, learner):
+    built, params = learner_and_params(bert_folder, learner=learner)
+    built.model.module.train()
+    episode, other = random_episode(COUNTS), random_episode(COUNTS)
+    other = replace(other, spec=replace(other.spec, index=other.spec.index + 1))
+    state = torch.get_rng_state()
+    found = [built.meta_grad(params, [each]).grads for each in (episode, other, episode)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(found[0], found[2])
+    assert any((found[0][name] - found[1][name]).abs().max() > 1e-6 for name in params)
+
+
+@pytest.mark.parametrize("learner", ["maml", "protonet", "anil", "domain_adversarial"])
+def test_episodes_may_be_made_in_inference_mode(bert_folder, learner):
+    built, params = learner_and_params(bert_folder, learner=learner)
+    with torch.inference_mode():
+        made = random_episode(COUNTS)
+    assert_equal(built.meta_grad(params, [made]).grads, built.meta_grad(params, [random_episode(COUNTS)]).grads)
 
 
 def test_only_carries_outlive_a_step(bert_folder):

@@ -9,8 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fewshot_nlp.config import LEARNERS
+from fewshot_nlp.evaluation import evaluate
+from fewshot_nlp.functional.rules import sgd
 from fewshot_nlp.learners import FineTuning, build_learner, learner_class
 from fewshot_nlp.learners.base import episode_accuracy, episode_loss
+from fewshot_nlp.models.heads import LinearHead
 from fewshot_nlp.types import OUT_OF_SCOPE, MetaGrad
 from tests.tiny import random_batch, random_episode, tiny_config
 
@@ -26,6 +29,35 @@ def test_queries_out_of_scope_count_in_neither_loss_nor_accuracy():
 def test_the_loss_of_half_precision_logits_is_in_single():
     assert episode_loss(LOGITS.bfloat16(), LABELS).dtype == torch.float32
     assert episode_loss(LOGITS.double(), LABELS).dtype == torch.float64
+
+
+class Loud(LinearHead):
+    def logits(self, params, state, features):
+        return 2 * super().logits(params, state, features)
+
+
+@pytest.mark.parametrize("name", ["anil", "protonet"])
+def test_what_was_set_on_a_learner_answers_in_its_evaluation(bert_folder, name):
+    learner = build_learner(tiny_config(bert_folder, learner=name))
+    learner.head = Loud(learner.config)
+    if name == "anil":
+        learner.rule = sgd({"model.": 3.0, "head.": 3.0})
+    params, episode = learner.init_params(), random_episode([2, 1])
+    found = evaluate(learner, params, [episode.spec], lambda spec: episode)
+    logits = learner.predict(params, learner.adapt(params, episode.support), episode.query)
+    assert found.losses == pytest.approx([float(episode_loss(logits, episode.query.labels))], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relation", "meta_lstm"])
+def test_networks_are_drawn_without_a_word_to_accelerators(bert_folder, monkeypatch, name):
+    """Their generators would not be put back."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    learner = build_learner(tiny_config(bert_folder, learner=name, inner_learning_rate=0.1))
+    learner.twin()
+    learner.fixed(learner.init_params())
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

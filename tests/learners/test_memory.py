@@ -39,6 +39,11 @@ def params(learner):
     return {name: value.double() for name, value in learner.init_params().items()}
 
 
+def test_the_memory_is_as_precise_as_the_model(learner):
+    assert {value.dtype for value in learner.init_params().values()} == {torch.float64}
+    learner.meta_grad(learner.init_params(), [episode_of("ab")])
+
+
 @pytest.fixture
 def filled(learner, params):
     """Parameters away from their start, and a memory of four classes of two tasks, with two places left."""

@@ -72,7 +72,7 @@ class ByTheBook:
 
 
 def learner_and_params(folder, **settings):
-    config = tiny_config(folder, head_learning_rate=0.3, **settings)
+    config = tiny_config(folder, **{"head_learning_rate": 0.3, **settings})
     learner = build_learner(config)
     learner.model.module.double()
     rng = torch.Generator().manual_seed(1)

@@ -110,7 +110,7 @@ def test_a_head_that_starts_at_the_names(bert_folder, distance):
     torch.testing.assert_close(answer(learner, params), expected.detach())
 
 
-@pytest.mark.parametrize("learner", ["protonet", "maml", "reptile"])
+@pytest.mark.parametrize("learner", ["protonet", "maml", "fomaml"])
 def test_conditioning_starts_as_nothing(bert_folder, learner):
     """The untrained learner is the one without."""
     settings = {"learner": learner, "head": "prototype" if learner == "protonet" else "linear"}
@@ -156,15 +156,10 @@ def test_a_description_is_of_the_task_and_not_of_an_order(bert_folder):
     assert (scale(other) - scale(SUPPORT.names)).abs().max() > 1e-3
 
 
-def test_reptile_is_drawn_back_to_what_made_its_start(bert_folder):
-    """The direction of a told learner is that at the task's start, whose description moves nothing else."""
-    learner, params = double(bert_folder, learner="reptile", condition_on_names=True)
-    params = conditioned(params)
-    grads = learner.meta_grad(params, [EPISODE]).grads
-    state = learner.adapt(params, SUPPORT)
-    for name, value in params.items():
-        expected = value - state[name] if name.startswith("model.") else torch.zeros_like(value)
-        torch.testing.assert_close(grads[name], expected)
+@pytest.mark.parametrize("name", ["condition_on_names", "learn_label_name_weight"])
+def test_reptile_refuses_what_no_inner_step_changes(bert_folder, name):
+    with pytest.raises(ValueError, match=f"'reptile' cannot train {name}.*Leave it out, or use estimator='exact'"):
+        double(bert_folder, learner="reptile", **{name: True})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import mse_loss
@@ -15,6 +17,7 @@ from fewshot_nlp.learners import FineTuning, build_learner, learner_class
 from fewshot_nlp.learners.planner import example_episode
 from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.callbacks import validation_line
+from fewshot_nlp.types import Batch
 from tests.tiny import random_batch, random_episode, tiny_config
 
 DEFINED = ("maml", "fomaml", "anil", "reptile", "normalised_reptile", "meta_sgd", "mamlpp", "imaml", "cavia")
@@ -44,6 +47,21 @@ def network(params, values):
         weight, bias = (params[f"model.layers.{layer}.{part}"] for part in ("weight", "bias"))
         values = (values @ weight.T + bias).clamp(min=0)
     return (values @ params["head.weight"].T + params["head.bias"])[:, 0]
+
+
+def test_no_target_is_taken_for_an_example_of_no_class(folders):
+    """-1 is a number like any other."""
+    learner = learner_on(folders)
+    params, episode = float64(learner)
+    batch = Batch({name: rows[:1] for name, rows in episode.support.inputs.items()}, episode.support.labels[:1], 1)
+
+    def moved(target):
+        state = learner.adapt(params, replace(batch, labels=torch.full_like(batch.labels, target)))
+        return {name: state[name] - params[name] for name in state}
+
+    for name, value in moved(-1.0).items():
+        torch.testing.assert_close(value, moved(-1.0001)[name], rtol=0.01, atol=1e-3)
+    assert max(value.abs().max() for value in moved(-1.0).values()) > 1e-3
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -51,6 +51,27 @@ REFUSED = {
 }
 
 
+def test_what_is_looked_at_does_not_grow_with_the_steps(bert_folder, monkeypatch):
+    """Each look at a number waits for an accelerator."""
+    looks, look = [], torch.Tensor.__bool__
+
+    def counted(tensor):
+        looks.append(1)
+        return look(tensor)
+
+    found = []
+    for steps in (2, 8):
+        learner, params = learner_and_params(bert_folder, learner="maml", inner_steps=steps)
+        learner.stacking, episodes = True, [random_episode([1, 1], seed=seed) for seed in range(3)]
+        learner.meta_grad(params, episodes)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.Tensor, "__bool__", counted)
+            learner.meta_grad(params, episodes)
+        found.append(len(looks))
+        looks.clear()
+    assert found[0] == found[1]
+
+
 def learner_and_params(folder, **settings):
     learner = build_learner(tiny_config(folder, **settings))
     return in_double_precision(learner)

@@ -129,6 +129,30 @@ def test_the_rule_coordinate_by_coordinate(bert_folder, hidden):
             assert float(fast[name].flatten()[at]) == pytest.approx(theta, abs=1e-12)
 
 
+def test_meta_transfer_leaves_what_an_adapter_trains(bert_folder):
+    """BitFit's biases are trained beside scales and shifts of the weights, and not overridden by these."""
+    learner, params = made(bert_folder, "meta_transfer", adapter="bitfit")
+    episode, names = random_episode(COUNTS), [name for name in params if name.endswith("query.bias")]
+    assert names and all(learner.meta_grad(params, [episode]).grads[name].abs().max() > 1e-9 for name in names)
+    state = learner.adapt(params, episode.support)
+    moved = {**params, names[0]: params[names[0]] + 1.0}
+    assert (
+        learner.predict(moved, state, episode.query) - learner.predict(params, state, episode.query)
+    ).abs().max() > 0
+
+
+@pytest.mark.parametrize("told", ["learn_label_name_weight", "condition_on_names"])
+def test_joint_training_reports_what_it_answers_with_names(bert_folder, told):
+    learner, params = made(bert_folder, "joint", use_label_names=True, **{told: True})
+    episode = random_episode(COUNTS, names=True)
+    found = learner.meta_grad(params, [episode])
+    torch.testing.assert_close(found.logits[0], answer(learner, params, episode))
+
+
+def answer(learner, params, episode):
+    return learner.predict(params, learner.adapt(params, episode.support), episode.query)
+
+
 def open_gates(params):
     """Weights of the gates zero, the forget gate one: nothing is left but the step size."""
     return {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fewshot_nlp.evaluation import evaluate
+from fewshot_nlp.functional.rules import sgd
 from fewshot_nlp.learners import build_learner, stacking, workers
 from fewshot_nlp.learners.workers import side_by_side, workers_for
 from fewshot_nlp.models.heads import LinearHead
@@ -163,15 +164,36 @@ class Loud(LinearHead):
         return 2 * super().logits(params, state, features)
 
 
-def test_a_head_from_outside_is_every_workers(bert_folder, two_threads):
-    learner = build_learner(tiny_config(bert_folder, learner="maml"))
-    learner.head = Loud(learner.config)
-    params = learner.init_params()
-    episodes = [random_episode([1, 2], seed=i, dtype=torch.float32) for i in range(4)]
+def test_side_by_side_all_have_the_head_and_the_rule_that_were_set(bert_folder, two_threads):
+    learner = build_learner(tiny_config(bert_folder, learner="maml", inner_steps=2))
+    learner.head, learner.rule = Loud(learner.config), sgd({"model.": 3.0, "head.": 3.0})
+    params, episodes = learner.init_params(), [random_episode([1, 2], seed=i, dtype=torch.float32) for i in range(4)]
+    assert learner.tasks_at_once(episodes) == 2
     found = learner.meta_grad(params, episodes)
-    torch.set_num_threads(1)
-    for one, other in zip(found.logits, learner.meta_grad(params, episodes).logits, strict=True):
-        torch.testing.assert_close(one, other)
+    for episode, logits in zip(episodes, found.logits, strict=True):
+        alone = learner.predict(params, learner.adapt(params, episode.support), episode.query)
+        torch.testing.assert_close(logits, alone)
+
+
+@pytest.mark.parametrize("name", ["meta_lstm", "leo", "hyper"])
+def test_a_twin_has_networks_of_its_own(bert_folder, name):
+    """A call writes to a module, also where a rule or a head makes it."""
+    learner = build_learner(tiny_config(bert_folder, learner=name, inner_learning_rate=0.1, head_learning_rate=0.1))
+    params, episode = learner.init_params(), random_episode([2, 2])
+    twin = learner.twin()
+    for key, network in learner.networks.modules.items():
+        assert twin.networks.modules[key] is not network
+        pairs = zip(twin.networks.modules[key].parameters(), network.parameters(), strict=True)
+        assert all(one is other for one, other in pairs)
+    calls = []
+    for network in learner.networks.modules.values():
+        network.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = twin.meta_grad(params, [episode])
+    assert not calls
+    expected = learner.meta_grad(params, [episode])
+    assert calls
+    for key, value in expected.grads.items():
+        assert torch.equal(found.grads[key], value)
 
 
 def test_a_twin_shares_all_but_the_module(bert_folder):

@@ -91,3 +91,19 @@ def test_embedding_examples_gives_their_frozen_features_in_their_order(bert_fold
     assert not cache.known
     expected = torch.cat([cache(model.encoder()([text])) for text in texts])
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_that_is_given_of_a_text_is_what_it_is_known_by(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="anil"))
+    params, inputs = learner.init_params(), random_batch([2, 2]).inputs
+    fixed = learner.fixed(params)
+    kinds = [{**inputs, "token_type_ids": torch.full_like(inputs["input_ids"], kind)} for kind in (0, 1)]
+    found = [fixed.features(params, each) for each in kinds]
+    for each, features in zip(kinds, found, strict=True):
+        torch.testing.assert_close(features, learner.features(params, each))
+    assert (found[0] - found[1]).abs().max() > 0.01
+
+
+def test_validation_goes_on_from_what_training_kept(bert_folder):
+    learner = build_learner(tiny_config(bert_folder, learner="protonet", lora_layers_to_transform=[1]))
+    assert learner.fixed(learner.init_params()).model.trunk is learner.model.trunk

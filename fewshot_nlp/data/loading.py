@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fewshot_nlp.checks import check_link, first_line, shown
@@ -92,7 +94,7 @@ def _open_file(path: Path) -> DatasetDict:
     if not path.stat().st_size:
         raise ValueError(f"dataset={str(path)!r} is empty. Name a file with examples.")
     options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-    return _load(path, builder, data_files=str(path), **options)
+    return _load(path, builder, data_files=glob.escape(str(path)), **options)
 
 
 def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
@@ -107,7 +109,16 @@ def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
         files = [f for f in sorted(path.iterdir()) if f.suffix in _BUILDERS and not f.match("split_*.json")]
         if len(files) == 1:
             return _open_file(files[0])
-    return _load(path, str(path), config_name)
+    return _load(path, path, config_name, load=_load_folder)
+
+
+def _load_folder(path: Path, config_name: str | None) -> DatasetDict:
+    """``load_dataset`` of a folder; by itself that takes the folder's name for a pattern, which may fit another."""
+    folder = path.resolve().as_posix()
+    if (base := glob.escape(folder)) == folder:
+        return load_dataset(str(path), config_name)
+    files = {split: [f"{base}/{each}" for each in found] for split, found in get_data_patterns(base).items()}
+    return load_dataset(str(path), config_name, data_files=files)
 
 
 def _check_saved(folder: Path) -> None:

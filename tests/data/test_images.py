@@ -97,11 +97,12 @@ class TestPools:
         with pytest.raises(TypeError, match="signs/train holds images, not texts"):
             pool.texts([row])
 
-    def test_a_folder_of_class_folders_is_a_data_set(self, tmp_path):
+    @pytest.mark.parametrize("name", ["signs", "signs [1]"])
+    def test_a_folder_of_class_folders_is_a_data_set(self, tmp_path, name):
         for i in range(24):
-            (tmp_path / f"sign {i % 8}").mkdir(exist_ok=True)
-            picture(i).save(tmp_path / f"sign {i % 8}" / f"{i}.png")
-        pools = load_pools(tmp_path)
+            (tmp_path / name / f"sign {i % 8}").mkdir(parents=True, exist_ok=True)
+            picture(i).save(tmp_path / name / f"sign {i % 8}" / f"{i}.png")
+        pools = load_pools(tmp_path / name)
         assert sorted(name for pool in pools.values() for name in pool.label_names) == CLASSES
         assert {len(rows) for pool in pools.values() for rows in pool.rows_by_class.values()} == {3}
         spec = EpisodeSampler(pools["train"], n_way=2, k_shot=1, n_query=2)[0]

@@ -39,6 +39,17 @@ def test_a_file_of_any_kind_gives_the_same_pools(dataset, tmp_path, suffix, kind
         assert pool.fingerprint == expected[split].fingerprint
 
 
+@pytest.mark.parametrize(("name", "other"), [("mine [1]", "mine 1"), ("q?", "qa"), ("all*", "all but one")])
+def test_a_name_is_no_pattern(tmp_path, name, other):
+    """Also of a folder, where another would be read without a word."""
+    for path, classes in ((tmp_path / name, CLASSES[:4]), (tmp_path / other, CLASSES[4:])):
+        path.mkdir()
+        write(make_dataset(classes), path / "train.csv")
+        write(make_dataset(classes), path.with_suffix(".csv"))
+    for path in (tmp_path / f"{name}.csv", tmp_path / name, tmp_path / name / "train.csv"):
+        assert sorted(c for pool in load_pools(path).values() for c in pool.label_names) == CLASSES[:4]
+
+
 def test_a_file_called_data_is_named_after_its_folder(dataset, tmp_path):
     (tmp_path / "fruit").mkdir()
     write(dataset, tmp_path / "fruit" / "data.jsonl")

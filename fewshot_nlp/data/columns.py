@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from fewshot_nlp.checks import first_line, hidden_character, shown
+from fewshot_nlp.data.images import checked_image
 from fewshot_nlp.data.leakage import image_key
 
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
@@ -151,46 +152,45 @@ def check_targets(dataset: Dataset, column: str, first_row: int = 0) -> None:
 
 
 def checked_images(dataset: Dataset, column: str) -> list[str]:
-    """What tells each image from others: a hash of its file.
-
-    Raises:
-        ValueError: an image is missing.
-        FileNotFoundError: its file is.
-    """
-    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-    hashes = []
-    for row, image in enumerate(_values(stored, column)):
-        if image is None:
-            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        hashes.append(hashlib.sha256(content).hexdigest())
-    return hashes
+    """What tells each image from others: a hash of its file. Raises as ``_stored_images``."""
+    return [hashlib.sha256(content).hexdigest() for _, content in _stored_images(dataset, column)]
 
 
 def image_keys(dataset: Dataset, column: str) -> list[str]:
     """What is equal for images that are the same, by row; see ``leakage``.
 
     Raises:
-        ValueError: an image is missing, cannot be read, or unpacks to more pixels than Pillow takes for safe.
-        FileNotFoundError: its file is missing.
+        ValueError: an image is missing, cannot be read, has more than 8 bits a value, or unpacks to more pixels than
+            Pillow takes for safe.
+        OSError: its file is missing.
     """
-    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
     keys = []
-    for row, image in enumerate(_values(stored, column)):
-        if image is None:
-            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+    for row, (path, content) in enumerate(_stored_images(dataset, column)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-                with Pillow.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as picture:
-                    keys.append(image_key(picture))
-        except FileNotFoundError:
-            raise
+                with Pillow.open(BytesIO(content)) as picture:
+                    keys.append(image_key(checked_image(picture, "it")))
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError, Warning) as error:
+            reason = first_line(error).rstrip(".")
             raise ValueError(
-                f"Row {row} has an image that cannot be read ({column}): {first_line(error)}. Remove or repair it."
+                f"Row {row} has an image that cannot be read ({path or column}): {reason}. Remove or repair it."
             ) from error
     return keys
+
+
+def _stored_images(dataset: Dataset, column: str) -> Iterator[tuple[str | None, bytes]]:
+    """Path, if there is one, and content of each image's file.
+
+    Raises:
+        ValueError: an image is missing.
+        OSError: its file is.
+    """
+    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    for row, image in enumerate(_values(stored, column)):
+        if image is None:
+            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+        yield image["path"], Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
 def is_image(feature: object) -> bool:

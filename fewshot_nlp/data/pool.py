@@ -159,7 +159,7 @@ def load_pools(
 
     The splits are, in this order: ``splits`` or ``split_file``; the data set's own, where they are named train,
     validation and test and share no class; else all rows together are split by class at random. Most data sets have
-    the same classes in train and test, so theirs are put together and split anew.
+    the same classes in train and test, so theirs are put together and split anew. A part without rows counts for none.
 
     Args:
         dataset: ``"home_intents"``, ``"glyphs"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a
@@ -188,8 +188,9 @@ def load_pools(
     at_least("min_examples", min_examples, 1)
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
-    parts, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
-    if sum(part.num_rows for part in parts.values()) == 0:
+    opened, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
+    parts = {part_name: part for part_name, part in opened.items() if part.num_rows}
+    if not parts:
         raise ValueError(f"The data set {found_name!r} has no rows.")
 
     first = next(iter(parts.values()))
@@ -261,6 +262,7 @@ def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, P
         "label_column_name": config.label_column_name,
         "split_file": config.split_file,
         "split_seed": config.split_seed,
+        "split_fractions": config.split_fractions,
         "min_examples": config.min_examples,
         "duplicates": config.duplicates,
     }
@@ -286,7 +288,9 @@ def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int)
     }
     for split, by_class in kept.items():
         if not by_class:
-            raise ValueError(f"No class of the {split} split has min_examples={count} examples. Lower it.")
+            # With one, only what duplicates='drop' took can be missing.
+            remedy = "Lower it" if count > 1 else "Later splits hold them all. Use other splits, or duplicates='keep'"
+            raise ValueError(f"No class of the {split} split has min_examples={count} examples. {remedy}.")
     return kept
 
 

@@ -66,6 +66,22 @@ def test_own_class_disjoint_splits_are_kept():
     assert pools["test"].texts(pools["test"].rows_by_class["fig"][:1]) == ["fig sentence number 0"]
 
 
+def test_a_part_without_rows_counts_for_none():
+    """It is what the remedy of a test part without labels leaves."""
+    parts = DatasetDict(train=make_dataset(), test=make_dataset().select([]))
+    assert {s: p.label_names for s, p in load_pools(parts).items()} == {
+        s: p.label_names for s, p in load_pools(make_dataset()).items()
+    }
+    with pytest.raises(ValueError, match="The data set 'dataset' has no rows"):
+        load_pools(DatasetDict(train=make_dataset().select([])))
+
+
+def test_one_example_of_a_class_cannot_be_lowered():
+    texts = Dataset.from_dict({"text": ["a", "b", "A", "B", "c"], "label": ["x", "y", "z", "z", "z"]})
+    with pytest.raises(ValueError, match=r"No class of the train split.*Later splits hold them all\. Use other splits"):
+        load_pools(texts, splits={"train": ["x", "y"], "test": ["z"]}, duplicates="drop")
+
+
 def test_splits_that_share_classes_are_put_together_and_split_by_class():
     pools = load_pools(DatasetDict(train=make_dataset(per_class=8), test=make_dataset(per_class=4, start=8)))
     whole = load_pools(make_dataset())
@@ -253,6 +269,10 @@ def test_settings_say_what_to_leave_out(tmp_path):
         load_pools_from_config(config)
     with pytest.raises(ValueError, match="duplicates='x' is not known"):
         EpisodeConfig(duplicates="x")
+    config = EpisodeConfig(dataset_name=str(tmp_path / "data.csv"), split_fractions=[0.5, 0, 0.5], duplicates="keep")
+    assert list(load_pools_from_config(config)) == ["train", "test"]
+    with pytest.raises(ValueError, match=r"split_fractions=\[0.5, 0.25\] must be three fractions"):
+        EpisodeConfig(split_fractions=[0.5, 0.25])
     with pytest.raises(ValueError, match="min_examples=0 is out of range"):
         EpisodeConfig(min_examples=0)
     with pytest.raises(ValueError, match="min_examples=0 is out of range"):

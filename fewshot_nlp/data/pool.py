@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.data.columns import (
@@ -189,7 +189,14 @@ def load_pools(
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
     opened, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
-    parts = {part_name: part for part_name, part in opened.items() if part.num_rows}
+    for part_name, part in opened.items():
+        if part.format["type"] == "custom":
+            raise ValueError(
+                f"The {part_name} part of {found_name!r} has a transform, which would change what was checked. Use "
+                f"dataset.map in its place, or take it off by dataset.with_format(None)."
+            )
+    # Whatever format the user reads it in, here are texts and images.
+    parts = {part_name: part.with_format(None) for part_name, part in opened.items() if part.num_rows}
     if not parts:
         raise ValueError(f"The data set {found_name!r} has no rows.")
 
@@ -201,12 +208,12 @@ def load_pools(
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-    columns = [column]
+    columns: dict[str, Any] = {column: Image() if kind == "image" else Value("large_string")}
     if target_column_name is not None:
         for first_row, part in zip(accumulate(map(len, parts.values()), initial=0), parts.values(), strict=False):
             check_targets(part, target_column_name, first_row)
-        columns.append(target_column_name)
-    merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
+        columns[target_column_name] = Value("float64")
+    merged = _joined([part.select_columns(list(columns)) for part in parts.values()], columns)
     texts = checked_texts(merged, column) if kind == "text" else None
     keys = image_keys(merged, column) if texts is None else [text_key(text) for text in texts]
 
@@ -278,6 +285,14 @@ def _labels_by_part(parts: Mapping[str, Dataset], kind: str, column: str, label_
         labels[name] = class_names(part, label_column, first_row)
         first_row += part.num_rows
     return labels
+
+
+def _joined(parts: list[Dataset], widest: Mapping[str, Any]) -> Dataset:
+    """All rows; a column of unlike types in ``parts``, such as strings and large strings, becomes ``widest``."""
+    for column, feature in widest.items():
+        if any(part.features[column] != parts[0].features[column] for part in parts):
+            parts = [part.cast_column(column, feature) for part in parts]
+    return concatenate_datasets(parts)
 
 
 def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int) -> dict[str, dict[str, list[int]]]:

@@ -130,6 +130,11 @@ class TestPools:
         pools = load_pools(parts, duplicates="drop")
         assert pools["train"].rows_by_class == {"a": (0, 2), "b": (3, 4, 5)} and pools["train"].num_dropped == 1
 
+    def test_parts_may_read_their_images_in_their_own_mode(self):
+        colour = make_images(["c"], 2).cast_column("image", ImageFeature(mode="RGB"))
+        parts = DatasetDict({"train": make_images(["a", "b"], 2), "test": colour})
+        assert load_pools(parts, duplicates="keep")["test"].examples([5])[0].size == (16, 16)
+
     def test_an_image_of_more_bits_is_an_error_at_once(self, tmp_path):
         for i in range(8):
             (tmp_path / f"sign {i}").mkdir()

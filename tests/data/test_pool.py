@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +74,29 @@ def test_a_part_without_rows_counts_for_none():
     }
     with pytest.raises(ValueError, match="The data set 'dataset' has no rows"):
         load_pools(DatasetDict(train=make_dataset().select([])))
+
+
+@pytest.mark.parametrize("style", [{"type": "numpy", "columns": ["label"]}, {"type": "arrow"}])
+def test_a_format_of_the_users_changes_nothing(dataset, style):
+    pool, plain = (load_pools(each)["train"] for each in (dataset.with_format(**style), dataset))
+    rows = pool.rows_by_class[pool.label_names[0]]
+    assert [type(text) for text in pool.examples(rows)] == [str] * 12
+    assert pool.fingerprint == plain.fingerprint
+
+
+def test_a_transform_is_refused(dataset):
+    with pytest.raises(ValueError, match=r"train part of 'dataset' has a transform.*Use dataset\.map"):
+        load_pools(dataset.with_transform(lambda rows: rows))
+
+
+def test_parts_may_hold_values_of_different_widths():
+    wide = Features({"text": Value("large_string"), "label": Value("string"), "score": Value("float32")})
+    parts = DatasetDict(
+        train=Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"], "score": [1, 2]}),
+        test=Dataset.from_dict({"text": ["c"], "label": ["z"], "score": [0.5]}, features=wide),
+    )
+    pools = load_pools(parts, target_column_name="score")
+    assert pools["train"].texts([0, 1, 2]) == ["a", "b", "c"] and pools["test"].targets([0, 2]) == [1.0, 0.5]
 
 
 def test_one_example_of_a_class_cannot_be_lowered():

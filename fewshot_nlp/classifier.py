@@ -150,7 +150,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         known = None if self.classes is None else check_classes(self.classes)
         check_label_texts(self.label_texts)
-        examples = listed(X, least=1 if known is None else 0)
+        remedy = "Pass at least 1, or the labels to tell apart by their names as classes."
+        examples = listed(X, 1 if known is None else 0, remedy)
         classes, labels = check_labels(y, len(examples), known)
         _check_batch_size(self.batch_size)
         device = _check_device(self.device)

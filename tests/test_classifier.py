@@ -319,7 +319,7 @@ def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     [
         ("turn on the lamp", r"is one text. Pass a list of texts: \['turn on the lamp'\]"),
         (b"lamp", "is one text"),
-        ([], "0 texts"),
+        ([], r"0 examples\. Pass at least 1"),
         (["lamp", ""], r"X\[1\]='' is an empty text"),
         (["lamp", " \n"], r"X\[1\]=' \\n' is an empty text"),
         (["lamp", "\ud800 hello"], r"The surrogate pair in X\[1\]='\\ud800 hello' is invalid\. Repair the text"),
@@ -340,6 +340,12 @@ def test_bad_texts(texts, message):
         classifier.fit(texts, ["light", "music"])
     with pytest.raises(ValueError, match=message):
         classifier.fit(TEXTS, TOPICS).predict(texts)
+
+
+def test_no_text_to_answer_is_not_mended_by_classes():
+    classifier = FewShotClassifier(adapter(), device="cpu").fit(TEXTS, TOPICS)
+    with pytest.raises(ValueError, match=r"Pass at least 1\.$"):
+        classifier.predict([])
 
 
 @pytest.mark.parametrize(

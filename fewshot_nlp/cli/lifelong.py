@@ -23,6 +23,7 @@ from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
     Pool,
+    evaluation_tasks,
     load_pools_from_config,
     training_tasks,
 )
@@ -114,13 +115,7 @@ def prepare(settings: StreamSettings) -> StreamRun:
     training = {stage.name: training_tasks(episodes, [stage.pools["train"]], args.seed) for stage in stages}
 
     def episodes_of(stage: Stage, shot: int) -> list[EpisodeSpec]:
-        sampler = EpisodeSampler(
-            stage.pools[lifelong.evaluate_on],
-            n_way=episodes.eval_n_way or episodes.n_way,
-            k_shot=shot,
-            n_query=episodes.eval_n_query,
-            seed=EVAL_SEED,
-        )
+        sampler = evaluation_tasks(episodes, stage.pools[lifelong.evaluate_on], shot, EVAL_SEED)
         return [sampler[i] for i in range(args.test_episodes)]
 
     held_out = {f"{shot}-shot": {s.name: episodes_of(s, shot) for s in stages} for shot in episodes.eval_k_shots}
@@ -179,7 +174,8 @@ def _arriving(episodes: EpisodeConfig, lifelong: LifelongArguments) -> list[Pool
     for name in [episodes.dataset_name, *(lifelong.stream_dataset_names or ())]:
         # Texts are held out by stage, so texts that classes share are dealt with there.
         own = replace(episodes, dataset_name=name, duplicates="keep")
-        pool = all_classes(load_pools_from_config(own))
+        # Of all classes alike, so that a data set of few need not be enough for three splits.
+        pool = all_classes(load_pools_from_config(own, split_fractions=(1, 0, 0)))
         if lifelong.stage_file is not None:
             found += group_classes(pool, read_groups(lifelong.stage_file))
         elif lifelong.num_stages == 1:

@@ -29,6 +29,7 @@ from fewshot_nlp.data import (
     EpisodeSampler,
     Pool,
     divide_classes,
+    evaluation_tasks,
     find_clusters,
     load_pools_from_config,
     training_pools_from_config,
@@ -146,13 +147,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
 
     def samplers(split: str, setting: str) -> dict[str, EpisodeSampler]:
         pool = _split(pools, split, setting)
-        shape = {
-            "n_way": episodes.eval_n_way or episodes.n_way,
-            "n_query": episodes.eval_n_query,
-            "n_out_of_scope": episodes.eval_n_out_of_scope,
-            "seed": EVAL_SEED,
-        }
-        return {f"{shot}-shot": EpisodeSampler(pool, k_shot=shot, **shape) for shot in episodes.eval_k_shots}
+        return {f"{shot}-shot": evaluation_tasks(episodes, pool, shot, EVAL_SEED) for shot in episodes.eval_k_shots}
 
     validation = samplers("validation", "eval_strategy: no") if args.eval_strategy != "no" else {}
     test = samplers("test", "test_episodes: 0") if args.test_episodes else {}

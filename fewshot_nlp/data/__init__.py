@@ -8,6 +8,7 @@ from fewshot_nlp.data.episodes import episodes_hash, load_episodes, save_episode
 from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder, with_rotations
 from fewshot_nlp.data.mixture import (
     EpisodeMixture,
+    evaluation_tasks,
     training_pools_from_config,
     training_tasks,
     training_tasks_from_config,
@@ -27,6 +28,7 @@ __all__ = [
     "TextEncoder",
     "divide_classes",
     "episodes_hash",
+    "evaluation_tasks",
     "find_clusters",
     "glyphs",
     "home_intents",

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from fewshot_nlp.checks import first_line, hidden_character, shown
+from fewshot_nlp.data.images import checked_image
 from fewshot_nlp.data.leakage import image_key
 
 TEXT_NAMES = ("text", "sentence", "utterance", "query", "question", "headline", "content", "review", "tweet", "message")
@@ -31,7 +32,8 @@ def find_columns(
     """Names of the column of texts, or of images, and of the label column.
 
     A name that is given must exist. Otherwise labels are the one ``ClassLabel`` column, or the first column of a
-    usual name (``LABEL_NAMES``) that holds strings or ints. Images, where there are any, win over texts: they are the
+    usual name (``LABEL_NAMES``) that holds strings or ints, or else floats, which ints beside a missing one become in a
+    table of pandas. Images, where there are any, win over texts: they are the
     one ``Image`` column. Texts are the one string column of a usual name (``TEXT_NAMES``), or the only string column
     left.
 
@@ -55,7 +57,8 @@ def find_columns(
     if not (_is_string(features[column]) if kind == "text" else is_image(features[column])):
         held = "strings" if kind == "text" else "images"
         raise ValueError(f"{kind}_column_name={column!r} does not hold {held}. Columns: {_describe(features)}.")
-    if not (isinstance(features[label], ClassLabel) or _is_string(features[label]) or _is_int(features[label])):
+    kinds = (_is_string, _is_int, _is_float)
+    if not (isinstance(features[label], ClassLabel) or any(is_kind(features[label]) for is_kind in kinds)):
         raise ValueError(
             f"label_column_name={label!r} holds neither ClassLabel, strings nor ints. Columns: {_describe(features)}."
         )
@@ -66,7 +69,7 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
     """Class name of every row. ``first_row`` is what errors call row 0.
 
     Raises:
-        ValueError: a row has no label.
+        ValueError: a row has no label, or one that is no name.
     """
     names: list[str] = []
     sound: set[str] = set()
@@ -75,6 +78,11 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
             raise ValueError(
                 f"Row {first_row + row} has no label ({column}={value!r}). Remove such rows, for example with "
                 f"dataset.filter(lambda row: row[{column!r}] not in (None, '', -1))."
+            )
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(
+                f"Row {first_row + row} has a label that is no whole number ({column}={value!r}). Name another column "
+                f"as label_column_name, or make strings of this one's values."
             )
         if name not in sound:
             _check_name(name, first_row + row, column)
@@ -85,6 +93,11 @@ def class_names(dataset: Dataset, column: str, first_row: int = 0) -> list[str]:
 
 def _check_name(name: str, row: int, column: str) -> None:
     """Raise ``ValueError`` where a class is called what no line of a page or a terminal can show."""
+    if not name.strip():
+        raise ValueError(
+            f"Row {row} has a blank label ({column}={shown(name)}). Give the class a name, or remove such rows with "
+            f"dataset.filter."
+        )
     if len(name) > MAX_NAME:
         raise ValueError(
             f"Row {row} has a label of {len(name):,} characters ({column}={shown(name)}). Labels have {MAX_NAME:,} at "
@@ -138,7 +151,7 @@ def check_targets(dataset: Dataset, column: str, first_row: int = 0) -> None:
     if column not in dataset.features:
         raise ValueError(f"target_column_name={column!r} is not a column. Use one of: {_describe(dataset.features)}.")
     feature = dataset.features[column]
-    if not _is_int(feature) and not (isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))):
+    if not (_is_int(feature) or _is_float(feature)):
         raise ValueError(
             f"target_column_name={column!r} does not hold numbers. Columns: {_describe(dataset.features)}."
         )
@@ -151,46 +164,45 @@ def check_targets(dataset: Dataset, column: str, first_row: int = 0) -> None:
 
 
 def checked_images(dataset: Dataset, column: str) -> list[str]:
-    """What tells each image from others: a hash of its file.
-
-    Raises:
-        ValueError: an image is missing.
-        FileNotFoundError: its file is.
-    """
-    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-    hashes = []
-    for row, image in enumerate(_values(stored, column)):
-        if image is None:
-            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        hashes.append(hashlib.sha256(content).hexdigest())
-    return hashes
+    """What tells each image from others: a hash of its file. Raises as ``_stored_images``."""
+    return [hashlib.sha256(content).hexdigest() for _, content in _stored_images(dataset, column)]
 
 
 def image_keys(dataset: Dataset, column: str) -> list[str]:
     """What is equal for images that are the same, by row; see ``leakage``.
 
     Raises:
-        ValueError: an image is missing, cannot be read, or unpacks to more pixels than Pillow takes for safe.
-        FileNotFoundError: its file is missing.
+        ValueError: an image is missing, cannot be read, has more than 8 bits a value, or unpacks to more pixels than
+            Pillow takes for safe.
+        OSError: its file is missing.
     """
-    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
     keys = []
-    for row, image in enumerate(_values(stored, column)):
-        if image is None:
-            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+    for row, (path, content) in enumerate(_stored_images(dataset, column)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-                with Pillow.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as picture:
-                    keys.append(image_key(picture))
-        except FileNotFoundError:
-            raise
+                with Pillow.open(BytesIO(content)) as picture:
+                    keys.append(image_key(checked_image(picture, "it")))
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError, Warning) as error:
+            reason = first_line(error).rstrip(".")
             raise ValueError(
-                f"Row {row} has an image that cannot be read ({column}): {first_line(error)}. Remove or repair it."
+                f"Row {row} has an image that cannot be read ({path or column}): {reason}. Remove or repair it."
             ) from error
     return keys
+
+
+def _stored_images(dataset: Dataset, column: str) -> Iterator[tuple[str | None, bytes]]:
+    """Path, if there is one, and content of each image's file.
+
+    Raises:
+        ValueError: an image is missing.
+        OSError: its file is.
+    """
+    stored = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    for row, image in enumerate(_values(stored, column)):
+        if image is None:
+            raise ValueError(f"Row {row} has no image ({column}=None). Remove such rows with dataset.filter.")
+        yield image["path"], Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
 def is_image(feature: object) -> bool:
@@ -204,8 +216,10 @@ def _named_values(dataset: Dataset, column: str) -> Iterator[tuple[Any, str | No
     for value in _values(dataset, column):
         if value is None or value == "" or (isinstance(feature, ClassLabel) and value < 0):
             yield value, None
+        elif isinstance(feature, ClassLabel):
+            yield value, feature.names[value]
         else:
-            yield value, feature.names[value] if isinstance(feature, ClassLabel) else str(value)
+            yield value, str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _values(dataset: Dataset, column: str) -> Iterator:
@@ -218,9 +232,12 @@ def _find_label(features: Features, excluded: str | None) -> str:
     class_labels = [name for name in features if isinstance(features[name], ClassLabel) and name != excluded]
     if len(class_labels) == 1:
         return class_labels[0]
-    usable = class_labels or [
-        name for name in features if name != excluded and (_is_string(features[name]) or _is_int(features[name]))
-    ]
+    if class_labels:
+        return _one_of("label", LABEL_NAMES, class_labels, features)
+    others = [name for name in features if name != excluded]
+    usable = [name for name in others if _is_string(features[name]) or _is_int(features[name])]
+    if not any(name.lower() in LABEL_NAMES for name in usable):
+        usable = [name for name in others if _is_float(features[name])]
     return _one_of("label", LABEL_NAMES, usable, features)
 
 
@@ -259,6 +276,10 @@ def _is_string(feature: object) -> bool:
 
 def _is_int(feature: object) -> bool:
     return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+
+
+def _is_float(feature: object) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith("float")
 
 
 def _describe(features: Features) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fewshot_nlp.checks import at_least, check_types, choice
+from fewshot_nlp.data.splits import DEFAULT_FRACTIONS, check_fractions
 
 #: What to do with an example that two splits share.
 DUPLICATES = ("error", "drop", "keep")
+
+_POSITIVE = ("min_examples", "clusters_per_class", "k_shot", "n_query", "eval_n_query")
+_NOT_NEGATIVE = ("split_seed", "n_out_of_scope", "n_unlabelled", "eval_n_out_of_scope")
 
 
 @dataclass
@@ -32,6 +36,10 @@ class EpisodeConfig:
         default=None, metadata={"help": "JSON with lists of class names under train, validation and test."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the class-disjoint splits where none are given."})
+    split_fractions: list[float] = field(
+        default_factory=lambda: list(DEFAULT_FRACTIONS),
+        metadata={"help": "Shares of those for train, validation and test; 0 leaves a split out."},
+    )
     min_examples: int = field(default=1, metadata={"help": "Leave out classes with fewer examples than this."})
     duplicates: str = field(
         default="error",
@@ -44,7 +52,8 @@ class EpisodeConfig:
         default=None,
         metadata={
             "help": "Further data sets whose training classes give training tasks, too; evaluation stays on "
-            "dataset_name. The names of columns, split_seed, min_examples and duplicates are for all of them."
+            "dataset_name. The names of columns, split_seed, split_fractions, min_examples and duplicates are for all "
+            "of them."
         },
     )
     mixture_weights: list[float] | None = field(
@@ -91,29 +100,22 @@ class EpisodeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least("split_seed", self.split_seed, 0)
-        at_least("min_examples", self.min_examples, 1)
+        for name in _POSITIVE:
+            at_least(name, getattr(self, name), 1)
+        for name in _NOT_NEGATIVE:
+            at_least(name, getattr(self, name), 0)
+        at_least("n_way", self.n_way, 2)
+        check_fractions(self.split_fractions)
         choice("duplicates", self.duplicates, DUPLICATES)
         self._check_mixture()
-        at_least("clusters_per_class", self.clusters_per_class, 1)
-        at_least("n_way", self.n_way, 2)
-        at_least("k_shot", self.k_shot, 1)
-        at_least("n_query", self.n_query, 1)
-        at_least("eval_n_query", self.eval_n_query, 1)
-        at_least("n_out_of_scope", self.n_out_of_scope, 0)
-        at_least("n_unlabelled", self.n_unlabelled, 0)
         if self.n_unlabelled and not (self.mixture_weights and self.mixture_weights[0] == 0):
             raise ValueError(
                 f"n_unlabelled={self.n_unlabelled} takes texts of dataset_name for another domain than training's, "
                 f"which is on {self.dataset_name!r}, too. Set mixture_dataset_names, and mixture_weights with 0 first."
             )
-        at_least("eval_n_out_of_scope", self.eval_n_out_of_scope, 0)
-        if self.eval_n_way is not None:
-            at_least("eval_n_way", self.eval_n_way, 2)
-        if self.max_n_way is not None:
-            at_least("max_n_way", self.max_n_way, self.n_way)
-        if self.max_k_shot is not None:
-            at_least("max_k_shot", self.max_k_shot, self.k_shot)
+        for name, least in (("eval_n_way", 2), ("max_n_way", self.n_way), ("max_k_shot", self.k_shot)):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), least)
         if not self.eval_k_shots:
             raise ValueError(f"eval_k_shots={self.eval_k_shots!r} must be a list of shots, such as [1, 5].")
         for shot in self.eval_k_shots:

@@ -14,8 +14,8 @@ from fewshot_nlp.checks import shown
 from fewshot_nlp.data.images import checked_image
 
 
-def listed(X: Any, least: int = 1) -> list[Any]:
-    """``X`` as a list of ``least`` examples or more; ``ValueError`` for anything else."""
+def listed(X: Any, least: int = 1, remedy: str = "Pass at least 1.") -> list[Any]:
+    """``X`` as a list of ``least`` examples or more; ``ValueError`` for anything else, with ``remedy`` for too few."""
     if isinstance(X, str | bytes):
         raise ValueError(f"X={X!r} is one text. Pass a list of texts: [{X!r}].")
     # An array of images has a dimension for each image's height and width, and one for its colours.
@@ -26,7 +26,7 @@ def listed(X: Any, least: int = 1) -> list[Any]:
         )
     examples = list(X)
     if len(examples) < least:
-        raise ValueError("X has 0 texts. Pass at least 1, or the labels to tell apart by their names as classes.")
+        raise ValueError(f"X has {len(examples)} examples. {remedy}")
     return examples
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from PIL import Image as Pillow
+from PIL import ImageOps
 from torch import Tensor
 
 from fewshot_nlp.checks import at_least
@@ -26,10 +27,11 @@ TURNS = {
 
 
 def checked_image(image: Any, place: str) -> Pillow.Image:
-    """A Pillow image of 8 bits a value, of what may also be an array ``[height, width]`` or ``[height, width, 3]``.
+    """A Pillow image of 8 bits a value, upright, of what may also be an array ``[height, width]`` or ``[height, width,
+    3]``.
 
     Raises:
-        ValueError: it is neither; ``place`` says which one it is.
+        ValueError: it is neither, or cannot be told from its EXIF data which way up; ``place`` says which one it is.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
@@ -42,8 +44,14 @@ def checked_image(image: Any, place: str) -> Pillow.Image:
         raise ValueError(f"{place} of type {type(image).__name__} is no Pillow image. Open it with PIL.Image.")
     if image.mode.startswith(("I", "F")):
         # Pillow would cut their values off at 255 without a word.
-        raise ValueError(f"{place} is of mode {image.mode!r}, with more than 8 bits a value. Convert it to 'L'.")
-    return image
+        raise ValueError(
+            f"{place} is of mode {image.mode!r}, with more than 8 bits a value. Scale its values to 0 to 255, mode 'L'."
+        )
+    try:
+        # As datasets does where it reads an image.
+        return ImageOps.exif_transpose(image)
+    except SyntaxError as error:
+        raise ValueError(f"{place} has damaged EXIF data: {error}. Save it without.") from error
 
 
 class ImageEncoder:

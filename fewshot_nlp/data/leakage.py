@@ -45,10 +45,8 @@ def text_key(text: str) -> str:
 
 
 def image_key(image: Pillow.Image) -> str:
-    """What is equal for images that are the same: a hash of their size and pixels."""
-    # More than 8 bits a value would be cut.
-    pixels = image if image.mode.startswith(("I", "F")) else image.convert("RGBA")
-    return hashlib.sha256(f"{pixels.mode} {pixels.size} ".encode() + pixels.tobytes()).hexdigest()
+    """What is equal for images of 8 bits a value that are the same: a hash of their size and pixels."""
+    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGBA").tobytes()).hexdigest()
 
 
 def class_key(name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fewshot_nlp.checks import check_link, first_line, shown
@@ -19,6 +22,9 @@ _BUILDERS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".arrow": "arrow",
 }  # fmt: skip
+#: A class may be called "NA" or "None", which pandas would take for a missing cell.
+_CSV = {"keep_default_na": False, "na_values": [""]}
+_OPTIONS: dict[str, dict[str, Any]] = {".csv": _CSV, ".tsv": {**_CSV, "delimiter": "\t"}}
 
 
 class Opened(NamedTuple):
@@ -91,8 +97,7 @@ def _open_file(path: Path) -> DatasetDict:
         raise ValueError(f"dataset={str(path)!r} is of an unknown kind. Use one of: {', '.join(_BUILDERS)}.")
     if not path.stat().st_size:
         raise ValueError(f"dataset={str(path)!r} is empty. Name a file with examples.")
-    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-    return _load(path, builder, data_files=str(path), **options)
+    return _load(path, builder, data_files=glob.escape(str(path)), **_OPTIONS.get(path.suffix.lower(), {}))
 
 
 def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
@@ -102,12 +107,42 @@ def _open_folder(path: Path, config_name: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_saved(path)
         return _load(path, str(path), load=load_from_disk)
-    if any(path.glob("split_*.json")):
-        # Lists of class names beside the data: load_dataset would take them for data.
-        files = [f for f in sorted(path.iterdir()) if f.suffix in _BUILDERS and not f.match("split_*.json")]
-        if len(files) == 1:
-            return _open_file(files[0])
-    return _load(path, str(path), config_name)
+    return _load(path, path, config_name, load=_load_folder)
+
+
+def _load_folder(path: Path, config_name: str | None) -> DatasetDict:
+    """``load_dataset`` of a folder.
+
+    By itself that takes the folder's name for a pattern, which may fit another, and lists of classes for data. Of files
+    of several kinds it reads the most frequent alone.
+    """
+    folder = path.resolve()
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in files if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)]
+    data = [file for file in files if not file.match("split_*.json")]
+    # Beside tables and images: what load_dataset passes over, or reads together with the images.
+    beside = {*FILES_TO_IGNORE, "metadata.csv", "metadata.jsonl", "metadata.parquet"}
+    counted = [file for file in data if file.name not in beside]
+    counts = Counter(map(_kind, counted))
+    tables = {_kind(file): file.name for file in counted if _kind(file) in _BUILDERS}
+    if len(tables) > 1 and config_name is None:
+        names = " and ".join(sorted(tables.values()))
+        raise ValueError(f"it has files of several kinds, such as {names}, of which one kind would be read")
+    kind = max(counts, key=lambda each: (counts[each], each in _BUILDERS), default="")
+    options = dict(_OPTIONS.get(kind, {})) if len(tables) == 1 else {}
+    base = glob.escape(folder.as_posix())
+    if len(data) < len(files) or base != folder.as_posix():
+        read = {file.as_posix() for file in data if kind not in _BUILDERS or _kind(file) == kind}
+        found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+        named = {split: [glob.escape(file) for file in files if file in read] for split, files in found.items()}
+        options["data_files"] = {split: files for split, files in named.items() if files}
+    return load_dataset(str(path), config_name, **options)
+
+
+def _kind(file: Path) -> str:
+    """Ending of a file, one for all of JSON."""
+    ending = file.suffix.lower()
+    return ".json" if _BUILDERS.get(ending) == "json" else ending
 
 
 def _check_saved(folder: Path) -> None:

@@ -103,6 +103,20 @@ def training_tasks(config: EpisodeConfig, training: Sequence[Pool], seed: int = 
     return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, weights, seed)
 
 
+def evaluation_tasks(config: EpisodeConfig, pool: Pool, k_shot: int, seed: int = 0) -> EpisodeSampler:
+    """Episodes of ``pool`` as ``config`` evaluates them; ``ValueError`` where it cannot fill such."""
+    called = {"k_shot": "eval_k_shots", "n_query": "eval_n_query", "n_out_of_scope": "eval_n_out_of_scope"}
+    return EpisodeSampler(
+        pool,
+        n_way=config.eval_n_way or config.n_way,
+        k_shot=k_shot,
+        n_query=config.eval_n_query,
+        n_out_of_scope=config.eval_n_out_of_scope,
+        seed=seed,
+        called=called | ({"n_way": "eval_n_way"} if config.eval_n_way else {}),
+    )
+
+
 def training_pools_from_config(config: EpisodeConfig, pools: Mapping[str, Pool]) -> list[Pool]:
     """The pools that training tasks come from: that of ``pools``, and of ``config.mixture_dataset_names``.
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.data.columns import (
@@ -159,7 +159,7 @@ def load_pools(
 
     The splits are, in this order: ``splits`` or ``split_file``; the data set's own, where they are named train,
     validation and test and share no class; else all rows together are split by class at random. Most data sets have
-    the same classes in train and test, so theirs are put together and split anew.
+    the same classes in train and test, so theirs are put together and split anew. A part without rows counts for none.
 
     Args:
         dataset: ``"home_intents"``, ``"glyphs"``, a Hub id, a csv, tsv, json, jsonl, parquet or arrow file, a
@@ -188,8 +188,16 @@ def load_pools(
     at_least("min_examples", min_examples, 1)
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
-    parts, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
-    if sum(part.num_rows for part in parts.values()) == 0:
+    opened, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
+    for part_name, part in opened.items():
+        if part.format["type"] == "custom":
+            raise ValueError(
+                f"The {part_name} part of {found_name!r} has a transform, which would change what was checked. Use "
+                f"dataset.map in its place, or take it off by dataset.with_format(None)."
+            )
+    # Whatever format the user reads it in, here are texts and images.
+    parts = {part_name: part.with_format(None) for part_name, part in opened.items() if part.num_rows}
+    if not parts:
         raise ValueError(f"The data set {found_name!r} has no rows.")
 
     first = next(iter(parts.values()))
@@ -200,12 +208,12 @@ def load_pools(
     rows_by_class: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_by_class.setdefault(label, []).append(row)
-    columns = [column]
+    columns: dict[str, Any] = {column: Image() if kind == "image" else Value("large_string")}
     if target_column_name is not None:
         for first_row, part in zip(accumulate(map(len, parts.values()), initial=0), parts.values(), strict=False):
             check_targets(part, target_column_name, first_row)
-        columns.append(target_column_name)
-    merged = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
+        columns[target_column_name] = Value("float64")
+    merged = _joined([part.select_columns(list(columns)) for part in parts.values()], columns)
     texts = checked_texts(merged, column) if kind == "text" else None
     keys = image_keys(merged, column) if texts is None else [text_key(text) for text in texts]
 
@@ -261,6 +269,7 @@ def load_pools_from_config(config: EpisodeConfig, **options: Any) -> dict[str, P
         "label_column_name": config.label_column_name,
         "split_file": config.split_file,
         "split_seed": config.split_seed,
+        "split_fractions": config.split_fractions,
         "min_examples": config.min_examples,
         "duplicates": config.duplicates,
     }
@@ -278,6 +287,14 @@ def _labels_by_part(parts: Mapping[str, Dataset], kind: str, column: str, label_
     return labels
 
 
+def _joined(parts: list[Dataset], widest: Mapping[str, Any]) -> Dataset:
+    """All rows; a column of unlike types in ``parts``, such as strings and large strings, becomes ``widest``."""
+    for column, feature in widest.items():
+        if any(part.features[column] != parts[0].features[column] for part in parts):
+            parts = [part.cast_column(column, feature) for part in parts]
+    return concatenate_datasets(parts)
+
+
 def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int) -> dict[str, dict[str, list[int]]]:
     """The classes of each split with at least ``count`` rows; ``ValueError`` where a split keeps none."""
     kept = {
@@ -286,7 +303,9 @@ def _large_enough(split_rows: Mapping[str, Mapping[str, list[int]]], count: int)
     }
     for split, by_class in kept.items():
         if not by_class:
-            raise ValueError(f"No class of the {split} split has min_examples={count} examples. Lower it.")
+            # With one, only what duplicates='drop' took can be missing.
+            remedy = "Lower it" if count > 1 else "Later splits hold them all. Use other splits, or duplicates='keep'"
+            raise ValueError(f"No class of the {split} split has min_examples={count} examples. {remedy}.")
     return kept
 
 

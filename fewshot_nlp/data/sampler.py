@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fewshot_nlp.checks import at_least
@@ -78,6 +78,7 @@ class EpisodeSampler(EpisodeSequence):
         max_k_shot: draw the shot of each episode from ``k_shot`` up to this.
         n_out_of_scope: further queries of classes outside the episode, spread evenly over the classes drawn for them.
         num_episodes: end of the sequence; endless if not given.
+        called: what errors call these arguments, where the user knows them by other names.
 
     Raises:
         ValueError: the pool cannot fill such episodes.
@@ -95,13 +96,14 @@ class EpisodeSampler(EpisodeSequence):
         max_k_shot: int | None = None,
         n_out_of_scope: int = 0,
         num_episodes: int | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(seed, num_episodes)
         self.pool = pool
         self.n_way, self.max_n_way = n_way, n_way if max_n_way is None else max_n_way
         self.k_shot, self.max_k_shot = k_shot, k_shot if max_k_shot is None else max_k_shot
         self.n_query, self.n_out_of_scope = n_query, n_out_of_scope
-        self._check()
+        self._check(called or {})
         self._classes = pool.label_names
 
     @property
@@ -137,7 +139,7 @@ class EpisodeSampler(EpisodeSequence):
             out_of_scope=tuple(out_of_scope),
         )
 
-    def _check(self) -> None:
+    def _check(self, called: Mapping[str, str]) -> None:
         if self.pool.target_column_name is None:
             at_least("n_way", self.n_way, 2)
         elif self.n_way != 1 or self.n_out_of_scope:
@@ -152,7 +154,8 @@ class EpisodeSampler(EpisodeSequence):
         at_least("n_out_of_scope", self.n_out_of_scope, 0)
         where = f"The {self.pool.split} pool of {self.pool.name!r}"
         counts = {name: len(rows) for name, rows in self.pool.rows_by_class.items()}
-        limit = "n_way" if self.max_n_way == self.n_way else "max_n_way"
+        limit = called.get("n_way", "n_way") if self.max_n_way == self.n_way else "max_n_way"
+        k_shot, n_query, outer = (called.get(name, name) for name in ("k_shot", "n_query", "n_out_of_scope"))
         if len(counts) < self.max_n_way:
             raise ValueError(
                 f"{where} has {len(counts)} classes, fewer than {limit}={self.max_n_way}. "
@@ -164,21 +167,21 @@ class EpisodeSampler(EpisodeSequence):
             name = min(small, key=lambda name: (small[name], name))
             raise ValueError(
                 f"{where} has {len(small)} classes with too few examples: {name!r} has {small[name]}, and {need} are "
-                f"needed (k_shot={self.max_k_shot} + n_query={self.n_query}). Lower k_shot or n_query, or leave such "
-                f"classes out with load_pools(..., min_examples={need})."
+                f"needed ({k_shot}={self.max_k_shot} + {n_query}={self.n_query}). Lower {k_shot} or {n_query}, or "
+                f"leave such classes out, with min_examples={need}."
             )
         if self.n_out_of_scope:
             outside = len(counts) - self.max_n_way
             if outside < 1:
                 raise ValueError(
                     f"{where} has {len(counts)} classes, so none is outside a {self.max_n_way}-way episode for "
-                    f"n_out_of_scope={self.n_out_of_scope}. Lower {limit}, or set n_out_of_scope=0."
+                    f"{outer}={self.n_out_of_scope}. Lower {limit}, or set {outer}=0."
                 )
             share = -(-self.n_out_of_scope // outside)
             if share > min(counts.values()):
                 raise ValueError(
-                    f"{where} cannot give n_out_of_scope={self.n_out_of_scope} queries: that may take {share} from one "
-                    f"class, and the smallest has {min(counts.values())}. Lower n_out_of_scope."
+                    f"{where} cannot give {outer}={self.n_out_of_scope} queries: that may take {share} from one "
+                    f"class, and the smallest has {min(counts.values())}. Lower {outer}."
                 )
 
 

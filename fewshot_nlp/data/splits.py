@@ -27,8 +27,7 @@ def random_splits(
     Raises:
         ValueError: the fractions are not three that add up to 1, or a split would have no class.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"split_fractions={tuple(fractions)} must be three fractions that add up to 1.")
+    check_fractions(fractions)
     # Ordered by hash rather than shuffled, so that one class more or less moves few of the others.
     ordered = sorted(classes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     ends = [round(sum(fractions[: i + 1]) * len(ordered)) for i in range(3)]
@@ -37,11 +36,21 @@ def random_splits(
         if fraction and start == end:
             raise ValueError(
                 f"The {split} split would have no class: {fraction:g} of {len(ordered)} classes. "
-                f"Use data with more classes, or other split_fractions."
+                f"Use data with more classes, or other split_fractions, of which 0 leaves a split out."
             )
         if fraction:
             splits[split] = sorted(ordered[start:end])
     return splits
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``fractions`` are three that add up to 1."""
+    numbers = isinstance(fractions, Sequence) and all(isinstance(each, int | float) for each in fractions)
+    # What is compared to NaN is false.
+    if not (numbers and len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
+        raise ValueError(
+            f"split_fractions={shown(fractions)} must be three fractions that add up to 1, such as {DEFAULT_FRACTIONS}."
+        )
 
 
 def read_split_file(path: str | Path) -> dict[str, list[str]]:

@@ -31,7 +31,16 @@ def refused(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--n_way", "50"], "n_way=50"),
+        (["--n_way", "50"], "fewer than n_way=50. Lower n_way"),
+        (["--eval_n_way", "9"], "fewer than eval_n_way=9. Lower eval_n_way"),
+        (
+            ["--eval_k_shots", "20"],
+            "(eval_k_shots=20 + eval_n_query=2). Lower eval_k_shots or eval_n_query, or leave such classes out, with "
+            "min_examples=22.",
+        ),
+        (["--eval_n_out_of_scope", "99"], "Lower eval_n_out_of_scope."),
+        (["--split_fractions", "0.8", "0.2", "0"], "The data set has no test classes"),
+        (["--split_fractions", "0.5", "0.5"], "split_fractions=[0.5, 0.5] must be three fractions"),
         (["--eval_k_shots", "0", "1"], "Set use_label_names, or leave 0 out"),
         (["--head", "verbalizer"], "Use head='linear' with head_init='names'"),
         (["--template", "{text} {mask}"], "read by head='verbalizer' alone"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
-from fewshot_nlp.cli.lifelong import main, parse_stream
+from fewshot_nlp.cli.lifelong import main, parse_stream, prepare
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.training.interrupts import Interrupted
 from tests.tiny import WORDS
@@ -96,6 +96,15 @@ def test_the_benchmark_measures_once_and_never_mixes_settings(benchmark, capsys)
     assert capsys.readouterr().out.split("\nUntrained")[1] == table
     with pytest.raises(SystemExit, match=r"other settings than learning_rate=0\.5.*--overwrite_output_dir true"):
         benchmark("--variants", "naive", "--learning_rate", "0.5")
+
+
+def test_a_stream_needs_no_classes_for_three_splits(tiny, tmp_path):
+    for name, words in (("data", WORDS[:2]), ("more", WORDS[2:4])):
+        rows = [json.dumps({"text": f"{a} {b}", "label": a}) for a in words for b in WORDS]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    told = [*tiny, "--num_stages", "1", "--stream_dataset_names", str(tmp_path / "more.jsonl"), "--eval_k_shots", "1"]
+    run = prepare(parse_stream(told, ROOT / "recipes" / "lifelong.yaml"))
+    assert [stage.label_names for stage in run.stages] == [sorted(WORDS[:2]), sorted(WORDS[2:4])]
 
 
 def test_the_domains_are_ten_of_fifteen_different_intents(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fewshot_nlp.data import EpisodeReader, EpisodeSampler, ImageEncoder, TextEncoder, load_pools, with_rotations
 from fewshot_nlp.data.columns import find_columns
 from fewshot_nlp.data.images import CACHE_BYTES
+from fewshot_nlp.data.leakage import image_key
 from tests.data.toy_data import make_pool
 from tests.tiny import tiny_tokenizer
 
@@ -30,6 +32,11 @@ def make_images(classes=CLASSES, per_class=6) -> Dataset:
     pictures = [picture(i) for i in range(per_class * len(classes))]
     labels = [i // per_class for i in range(len(pictures))]
     return Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+def _damaged() -> Image.Image:
+    picture(0).save(file := io.BytesIO(), "PNG", exif=b"no EXIF")
+    return Image.open(file)
 
 
 class TestEncoder:
@@ -66,6 +73,7 @@ class TestEncoder:
             ([], r"images=\[\] must be a list of one or more"),
             (["cat.png"], r"images\[0\] of type str is no Pillow image"),
             ([Image.new("I;16", (4, 4))], r"images\[0\] is of mode 'I;16', with more than 8 bits"),
+            ([_damaged()], r"images\[0\] has damaged EXIF data: .*Save it without"),
         ],
     )
     def test_bad_images_are_errors(self, images, message):
@@ -97,11 +105,12 @@ class TestPools:
         with pytest.raises(TypeError, match="signs/train holds images, not texts"):
             pool.texts([row])
 
-    def test_a_folder_of_class_folders_is_a_data_set(self, tmp_path):
+    @pytest.mark.parametrize("name", ["signs", "signs [1]"])
+    def test_a_folder_of_class_folders_is_a_data_set(self, tmp_path, name):
         for i in range(24):
-            (tmp_path / f"sign {i % 8}").mkdir(exist_ok=True)
-            picture(i).save(tmp_path / f"sign {i % 8}" / f"{i}.png")
-        pools = load_pools(tmp_path)
+            (tmp_path / name / f"sign {i % 8}").mkdir(parents=True, exist_ok=True)
+            picture(i).save(tmp_path / name / f"sign {i % 8}" / f"{i}.png")
+        pools = load_pools(tmp_path / name)
         assert sorted(name for pool in pools.values() for name in pool.label_names) == CLASSES
         assert {len(rows) for pool in pools.values() for rows in pool.rows_by_class.values()} == {3}
         spec = EpisodeSampler(pools["train"], n_way=2, k_shot=1, n_query=2)[0]
@@ -120,6 +129,33 @@ class TestPools:
             load_pools(parts)
         pools = load_pools(parts, duplicates="drop")
         assert pools["train"].rows_by_class == {"a": (0, 2), "b": (3, 4, 5)} and pools["train"].num_dropped == 1
+
+    def test_parts_may_read_their_images_in_their_own_mode(self):
+        colour = make_images(["c"], 2).cast_column("image", ImageFeature(mode="RGB"))
+        parts = DatasetDict({"train": make_images(["a", "b"], 2), "test": colour})
+        assert load_pools(parts, duplicates="keep")["test"].examples([5])[0].size == (16, 16)
+
+    def test_an_image_of_more_bits_is_an_error_at_once(self, tmp_path):
+        for i in range(8):
+            (tmp_path / f"sign {i}").mkdir()
+            deep = Image.fromarray(np.full((4, 4), 300 + i, dtype=np.uint16)) if i == 5 else picture(i)
+            deep.save(tmp_path / f"sign {i}" / f"{i}.png")
+        with pytest.raises(ValueError, match=r"Row 5 has an image that .*sign 5/5\.png\): it is of mode 'I;16', with"):
+            load_pools(tmp_path)
+
+    def test_an_image_is_the_same_upright_in_training_and_to_its_user(self, tmp_path):
+        """Cameras leave pictures on their side, and note it in the file."""
+        turn = Image.Exif()
+        turn[ExifTags.Base.Orientation] = 6
+        for i in range(8):
+            (tmp_path / f"sign {i}").mkdir()
+            picture(i).save(tmp_path / f"sign {i}" / "1.png", exif=turn)
+        pools = load_pools(tmp_path)
+        pool, name = pools["train"], pools["train"].label_names[0]
+        users = Image.open(tmp_path / name / "1.png")
+        trained = ImageEncoder(16)(pool.examples(pool.rows_by_class[name]))["pixel_values"]
+        assert torch.equal(ImageEncoder(16)([users])["pixel_values"], trained)
+        assert pool.keys(pool.rows_by_class[name]) == [image_key(picture(int(name[-1])).rotate(-90))]
 
     def test_a_missing_image_is_an_error(self):
         rows = make_images(["a", "b"], 3)

@@ -39,6 +39,17 @@ def test_a_file_of_any_kind_gives_the_same_pools(dataset, tmp_path, suffix, kind
         assert pool.fingerprint == expected[split].fingerprint
 
 
+@pytest.mark.parametrize(("name", "other"), [("mine [1]", "mine 1"), ("q?", "qa"), ("all*", "all but one")])
+def test_a_name_is_no_pattern(tmp_path, name, other):
+    """Also of a folder, where another would be read without a word."""
+    for path, classes in ((tmp_path / name, CLASSES[:4]), (tmp_path / other, CLASSES[4:])):
+        path.mkdir()
+        write(make_dataset(classes), path / "train.csv")
+        write(make_dataset(classes), path.with_suffix(".csv"))
+    for path in (tmp_path / f"{name}.csv", tmp_path / name, tmp_path / name / "train.csv"):
+        assert sorted(c for pool in load_pools(path).values() for c in pool.label_names) == CLASSES[:4]
+
+
 def test_a_file_called_data_is_named_after_its_folder(dataset, tmp_path):
     (tmp_path / "fruit").mkdir()
     write(dataset, tmp_path / "fruit" / "data.jsonl")
@@ -64,11 +75,15 @@ def test_a_folder_of_files_with_own_splits(tmp_path):
     assert pools["test"].name == "fruit"
 
 
-def test_a_folder_with_split_files_beside_its_data(dataset, tmp_path):
-    write(dataset, tmp_path / "data.jsonl")
-    (tmp_path / "split_1.json").write_text(json.dumps({"train": CLASSES[:5], "test": CLASSES[5:]}))
+@pytest.mark.parametrize("names", [["data.jsonl"], ["data.csv"], ["train.jsonl", "more_train.jsonl"]])
+def test_a_folder_with_split_files_beside_its_data(tmp_path, names):
+    for i, name in enumerate(names):
+        write(make_dataset(start=12 * i), tmp_path / name)
+    for i in range(3):
+        (tmp_path / f"split_{i}.json").write_text(json.dumps({"train": CLASSES[:5], "test": CLASSES[5:]}))
     pools = load_pools(tmp_path, split_file=tmp_path / "split_1.json")
     assert pools["test"].label_names == CLASSES[5:]
+    assert sum(map(len, pools.values())) == 12 * 8 * len(names)
 
 
 def test_data_sets_in_memory(dataset):
@@ -146,6 +161,40 @@ def test_a_damaged_file_is_one_clear_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_pools(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "folder/data.csv", "folder/data.tsv", "fold[er]/data.csv"])
+def test_a_class_or_text_may_be_a_word_that_pandas_takes_for_nothing(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "notes.md").write_text("")
+    labels = ["NA", "None", "nan", "b", "c", "d"]
+    rows = [("text", "label", "score"), *((f"{label} {i}", label, i) for label in labels for i in range(2))]
+    rows += [("null", "d", ""), ("NULL", "d", "3")]
+    path.write_text("".join(("\t" if path.suffix == ".tsv" else ",").join(map(str, row)) + "\n" for row in rows))
+    pools = load_pools(path if path.parent == tmp_path else path.parent)
+    assert sorted(c for pool in pools.values() for c in pool.label_names) == sorted(labels)
+    (numbers,) = {str(open_dataset(path).parts["train"].features["score"].dtype)}
+    assert numbers == "float64"
+
+
+def test_one_missing_number_among_labels_is_named(tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\na,1\nb,\nc,2\n")
+    with pytest.raises(ValueError, match=r"Row 1 has no label \(label=None\)"):
+        load_pools(tmp_path / "data.csv")
+
+
+def test_a_folder_of_several_kinds_is_an_error(dataset, tmp_path):
+    """Only one would be read."""
+    write(dataset, tmp_path / "one.csv")
+    (tmp_path / ".hidden.jsonl").write_text("{}")
+    (tmp_path / "split_1.json").write_text("{}")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "notes.md").write_text("")
+    assert len(load_pools(tmp_path)) == 3
+    write(dataset, tmp_path / "two.jsonl")
+    with pytest.raises(ValueError, match=r"several kinds, such as one\.csv and two\.jsonl, .*\. Name one file"):
+        load_pools(tmp_path)
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

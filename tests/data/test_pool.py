@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +64,45 @@ def test_own_class_disjoint_splits_are_kept():
         "test": CLASSES[5:],
     }
     assert pools["test"].texts(pools["test"].rows_by_class["fig"][:1]) == ["fig sentence number 0"]
+
+
+def test_a_part_without_rows_counts_for_none():
+    """It is what the remedy of a test part without labels leaves."""
+    parts = DatasetDict(train=make_dataset(), test=make_dataset().select([]))
+    assert {s: p.label_names for s, p in load_pools(parts).items()} == {
+        s: p.label_names for s, p in load_pools(make_dataset()).items()
+    }
+    with pytest.raises(ValueError, match="The data set 'dataset' has no rows"):
+        load_pools(DatasetDict(train=make_dataset().select([])))
+
+
+@pytest.mark.parametrize("style", [{"type": "numpy", "columns": ["label"]}, {"type": "arrow"}])
+def test_a_format_of_the_users_changes_nothing(dataset, style):
+    pool, plain = (load_pools(each)["train"] for each in (dataset.with_format(**style), dataset))
+    rows = pool.rows_by_class[pool.label_names[0]]
+    assert [type(text) for text in pool.examples(rows)] == [str] * 12
+    assert pool.fingerprint == plain.fingerprint
+
+
+def test_a_transform_is_refused(dataset):
+    with pytest.raises(ValueError, match=r"train part of 'dataset' has a transform.*Use dataset\.map"):
+        load_pools(dataset.with_transform(lambda rows: rows))
+
+
+def test_parts_may_hold_values_of_different_widths():
+    wide = Features({"text": Value("large_string"), "label": Value("string"), "score": Value("float32")})
+    parts = DatasetDict(
+        train=Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"], "score": [1, 2]}),
+        test=Dataset.from_dict({"text": ["c"], "label": ["z"], "score": [0.5]}, features=wide),
+    )
+    pools = load_pools(parts, target_column_name="score")
+    assert pools["train"].texts([0, 1, 2]) == ["a", "b", "c"] and pools["test"].targets([0, 2]) == [1.0, 0.5]
+
+
+def test_one_example_of_a_class_cannot_be_lowered():
+    texts = Dataset.from_dict({"text": ["a", "b", "A", "B", "c"], "label": ["x", "y", "z", "z", "z"]})
+    with pytest.raises(ValueError, match=r"No class of the train split.*Later splits hold them all\. Use other splits"):
+        load_pools(texts, splits={"train": ["x", "y"], "test": ["z"]}, duplicates="drop")
 
 
 def test_splits_that_share_classes_are_put_together_and_split_by_class():
@@ -253,6 +292,10 @@ def test_settings_say_what_to_leave_out(tmp_path):
         load_pools_from_config(config)
     with pytest.raises(ValueError, match="duplicates='x' is not known"):
         EpisodeConfig(duplicates="x")
+    config = EpisodeConfig(dataset_name=str(tmp_path / "data.csv"), split_fractions=[0.5, 0, 0.5], duplicates="keep")
+    assert list(load_pools_from_config(config)) == ["train", "test"]
+    with pytest.raises(ValueError, match=r"split_fractions=\[0.5, 0.25\] must be three fractions"):
+        EpisodeConfig(split_fractions=[0.5, 0.25])
     with pytest.raises(ValueError, match="min_examples=0 is out of range"):
         EpisodeConfig(min_examples=0)
     with pytest.raises(ValueError, match="min_examples=0 is out of range"):

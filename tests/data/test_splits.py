@@ -39,7 +39,8 @@ def test_random_splits_are_what_they_were():
 def test_random_splits_errors():
     with pytest.raises(ValueError, match=r"train split would have no class: 0.5 of 1 classes"):
         random_splits(["only"])
-    for fractions in [(0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.2, 0.2)]:
+    nan = float("nan")
+    for fractions in [(0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.2, 0.2), (nan, 0.5, 0.5), (0.5, 0.5, nan), "abc", None]:
         with pytest.raises(ValueError, match="three fractions that add up to 1"):
             random_splits(CLASSES, 0, fractions)
 

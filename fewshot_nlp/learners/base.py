@@ -85,6 +85,8 @@ class BaseLearner(ABC):
     starts_head: ClassVar[bool] = True
     #: Whether the method reads ``support.names`` itself. For others the names become support examples.
     reads_names: ClassVar[bool] = False
+    #: Whether the layers below the first trained one compute as they were loaded, so that what they give can be kept.
+    keeps_trunk: ClassVar[bool] = True
     #: Whether the method reads ``episode.unlabelled`` when it is trained.
     reads_unlabelled: ClassVar[bool] = False
     #: Settings of ``FewShotConfig`` that make the method what it is.
@@ -279,7 +281,7 @@ class BaseLearner(ABC):
         That is on all cores, as wherever else: with another number of them products may differ in the last bit, and
         what is kept must not depend on which came first.
         """
-        for episode in episodes:
+        for episode in episodes if self.keeps_trunk else ():
             for inputs in (episode.support.inputs, episode.support.names, episode.query.inputs):
                 if inputs is not None:
                     self.model.read_ahead(inputs)

@@ -71,6 +71,7 @@ class MetaTransfer(GradientLearner):
 
     title = "meta-transfer learning by scales and shifts ([Sun et al. 2019](https://arxiv.org/abs/1812.02403))"
     fast_body = False
+    keeps_trunk = False
     Options: ClassVar[type] = MetaTransferOptions
 
     def build_networks(self) -> dict[str, nn.Module]:

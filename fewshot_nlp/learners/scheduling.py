@@ -158,7 +158,7 @@ class ScheduledLearner(BaseLearner):
 
     @torch.inference_mode(False)
     def _ready(self, batch: Batch) -> Batch:
-        return replace(batch, inputs=self.model.ready(batch.inputs))
+        return replace(batch, inputs=self.model.ready(batch.inputs)) if self.keeps_trunk else batch
 
     def adapt_stack(self, params: Params, episodes: Sequence[Episode]) -> Callable[[], list[Tensor]]:
         """Adapt to tasks that are alike, all at once; what then gives the logits of their queries, ``[n, n_way]``
@@ -261,9 +261,9 @@ class ScheduledLearner(BaseLearner):
                 words += f"; one task at a time, as {reason}"
         elif count > 1 and self._holds(count, self.steps_in_memory(support)):
             words += f"; {count} tasks side by side"
-        return (
-            words if trunk is None or not trunk.works else f"{words}; the lowest {trunk.depth} layers run once a text"
-        )
+        if trunk is not None and trunk.works and self.keeps_trunk:
+            words += f"; the lowest {trunk.depth} layers run once a text"
+        return words
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
         if labels.dim() == 1:

@@ -470,3 +470,13 @@ def test_the_domain_of_training_is_not_the_one_without_labels():
     with pytest.raises(ValueError, match="mixture_weights with 0 first"):
         EpisodeConfig(n_unlabelled=4, mixture_dataset_names=["a.csv"])
     assert EpisodeConfig(n_unlabelled=4, mixture_dataset_names=["a.csv"], mixture_weights=[0, 1]).n_unlabelled == 4
+
+
+def test_meta_transfer_says_of_no_layer_that_it_runs_once(bert_folder):
+    """Its scales and shifts are in the lowest layers, too."""
+    learner, params = made(bert_folder, "meta_transfer", adapter="lora", lora_layers_to_transform=[1])
+    assert learner.model.trunk is not None and "lowest" not in learner.describe(random_episode(COUNTS).support)
+    learner.stacking = True
+    learner.meta_grad(params, [random_episode(COUNTS), random_episode(COUNTS)])
+    learner.read_ahead([random_episode(COUNTS)])
+    assert not learner.model.trunk.known.bytes

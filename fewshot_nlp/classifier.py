@@ -6,14 +6,16 @@ import copy
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
@@ -28,8 +30,12 @@ from fewshot_nlp.data.examples import (
     listed,
 )
 from fewshot_nlp.hub.adapter import FewShotAdapter
-from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.types import Batch
+
+#: A backbone that is called with other parameters holds them meanwhile, and classifiers may share one: their threads
+#: take turns. Not in the classifier, as a lock can be neither copied nor pickled.
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -165,21 +171,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_examples(examples, encoder.kind)
         if encoder.kind != "text":
             check_each_has_one(classes, labels, encoder.kind)
-        learner.model.to(device)
-        params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
-        names = self._names(classes, learner.config) if reads_names else []
-        inputs = encoder.collate(encode_with_names(encoder, examples, names))
-        support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
-        self.state_ = learner.adapt(params, support)
-        self.learner_, self.params_, self.classes_ = learner, params, classes
-        self._encoder, self._device = encoder, device
+        with _turn(learner):
+            learner.model.to(device)
+            params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
+            reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
+            names = self._names(classes, learner.config) if reads_names else []
+            inputs = encoder.collate(encode_with_names(encoder, examples, names))
+            support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
+            self.state_ = learner.adapt(params, support)
+            self.learner_, self.params_, self.classes_ = learner, params, classes
+            self._encoder, self._device = encoder, device
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
         """The most probable label of each text or image, ``[n]``. Raises as ``predict_proba``."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        check_is_fitted(self)
+        with _turn(self.learner_):
+            return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """Probability of each class, float64 ``[n, n_classes]`` in the order of ``classes_``; rows sum to 1.
@@ -191,17 +199,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         examples = listed(X)
-        check_examples(examples, self._encoder.kind)
-        batch_size = _check_batch_size(self.batch_size)
-        # A transductive learner reads the queries together, so they may not be parted.
-        size = len(examples) if self.learner_.transductive else batch_size
-        # Texts of like length side by side: little padding, whatever the order they came in.
-        of_text = self._encoder.kind == "text"
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]) if of_text else 0)
-        logits = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
-        for start in range(0, len(examples), size):
-            rows = order[start : start + size]
-            logits[rows] = self._logits([examples[row] for row in rows])
+        with _turn(self.learner_):
+            check_examples(examples, self._encoder.kind)
+            batch_size = _check_batch_size(self.batch_size)
+            # A transductive learner reads the queries together, so they may not be parted.
+            size = len(examples) if self.learner_.transductive else batch_size
+            # Texts of like length side by side: little padding, whatever the order they came in.
+            of_text = self._encoder.kind == "text"
+            order = sorted(range(len(examples)), key=lambda i: len(examples[i]) if of_text else 0)
+            logits = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
+            for start in range(0, len(examples), size):
+                rows = order[start : start + size]
+                logits[rows] = self._logits([examples[row] for row in rows])
         if logits.isnan().any():
             raise ValueError("The logits are not numbers: fit diverged. Use an adapter of a lower inner_learning_rate.")
         return logits.softmax(dim=1).numpy()
@@ -260,7 +269,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_clone__(self) -> FewShotClassifier:
         twin = super().__sklearn_clone__()
-        # A learner keeps nothing between calls, so twins may share one.
+        # A learner keeps nothing between calls, and threads take turns, so twins may share one.
         if hasattr(self, "_loaded"):
             twin._loaded = self._loaded
         return twin
@@ -284,6 +293,11 @@ def _untrained(model_name_or_path: str, revision: str | None) -> FewShotAdapter:
     )
     learner = build_learner(config)
     return FewShotAdapter(learner, learner.init_params())
+
+
+def _turn(learner: BaseLearner) -> RLock:
+    """What a thread holds while it calls ``learner``."""
+    return _turns.setdefault(learner.model.module, RLock())
 
 
 def _check_batch_size(batch_size: Any) -> int:

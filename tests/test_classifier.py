@@ -5,6 +5,9 @@ import functools
 import io
 import pickle
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import joblib
 import numpy as np
@@ -314,6 +317,33 @@ def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     assert classifier.set_params(model_name_or_path=other).fit(TEXTS, TOPICS).learner_ is not first
 
 
+def test_threads_take_turns_at_what_they_share(backbone, tmp_path):
+    learner = build_learner(tiny_config(backbone, learner="maml"))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    classifier = FewShotClassifier.from_pretrained(tmp_path, device="cpu").fit(TEXTS, TOPICS)
+    expected = classifier.predict_proba(TEXTS)
+    inside, crowds = set(), []
+
+    def enter(*_):
+        inside.add(get_ident())
+        crowds.append(len(inside))
+        time.sleep(0.005)
+
+    classifier.learner_.model.module.register_forward_pre_hook(enter)
+    classifier.learner_.model.module.register_forward_hook(lambda *_: inside.discard(get_ident()))
+
+    def answer(asked):
+        own = clone(classifier).fit(TEXTS, TOPICS) if asked % 2 else classifier
+        return own.predict(TEXTS), own.predict_proba(TEXTS)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(answer, range(8)))
+    assert set(crowds) == {1}
+    for labels, probabilities in answers:
+        np.testing.assert_array_equal(probabilities, expected)
+        np.testing.assert_array_equal(labels, classifier.classes_[expected.argmax(axis=1)])
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -416,10 +446,10 @@ def test_pickle_of_an_unfitted_estimator():
     assert joblib.load(stream).get_params() == FewShotClassifier("a/b", batch_size=3).get_params()
 
 
-def test_pickle_of_a_fitted_estimator(classifier):
-    classifier.fit(TEXTS, TOPICS)
-    copied = pickle.loads(pickle.dumps(classifier))
-    np.testing.assert_array_equal(copied.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+def test_copies_of_a_fitted_estimator(classifier):
+    expected = classifier.fit(TEXTS, TOPICS).predict_proba(TEXTS)
+    for copied in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        np.testing.assert_array_equal(copied.predict_proba(TEXTS), expected)
 
 
 def test_repr_and_html():

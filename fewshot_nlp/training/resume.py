@@ -22,6 +22,7 @@ from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.files import STAGING
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
+    PREFIX,
     PROGRESS,
     STATE,
     Checkpoint,
@@ -43,6 +44,7 @@ from fewshot_nlp.training.optimization import (
     optimizer_tensors,
     scheduler_state,
 )
+from fewshot_nlp.training.validation import metric_key
 
 if TYPE_CHECKING:
     from fewshot_nlp.training.trainer import FewShotTrainer
@@ -75,7 +77,7 @@ def save(trainer: FewShotTrainer) -> None:
     args, state = trainer.args, trainer.state
     if trainer.accelerator.is_main_process:
         if state.best_global_step is not None:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"{PREFIX}{state.best_global_step}")
         progress = {
             "scheduler": scheduler_state(trainer.scheduler),
             "meter": trainer.meter.state(),
@@ -85,6 +87,7 @@ def save(trainer: FewShotTrainer) -> None:
             # Of its own accord, before the last step; a run that was stopped from outside goes on.
             "stopped": trainer.control.should_training_stop and state.global_step < state.max_steps,
             "run": _run_of(trainer),
+            "validation": _validation_of(trainer),
         }
         tensors = optimizer_tensors(trainer.optimizer, trainer.params)
         checkpoint = Checkpoint(trainer.params, tensors, asdict(state), progress)
@@ -118,6 +121,7 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
         setattr(trainer.state, name, getattr(own, name))
     if trainer.accelerator.is_main_process:
         _begin(trainer.args, trainer.state.log_history)
+    _take_over_best(trainer, progress.get("validation", {}), folder)
 
 
 def check_resumable(trainer: FewShotTrainer) -> None:
@@ -128,25 +132,58 @@ def check_resumable(trainer: FewShotTrainer) -> None:
 
 
 def load_best(trainer: FewShotTrainer) -> int | None:
-    """Give ``trainer`` the parameters of the best validation, if they are on the disk.
+    """Give ``trainer`` the parameters of the best validation, if there is one that can be read.
 
     Returns:
         Their step; 0 is the untrained start.
     """
     trainer.accelerator.wait_for_everyone()
     best = trainer.state.best_global_step
-    folder = next((f for f in list_checkpoints(trainer.args.output_dir) if step_of(f) == best), None)
-    if folder is None:
+    if best is None:
         return None
     try:
-        found = read_checkpoint(folder).params
-    except DamagedCheckpoint as error:
-        warnings.warn(f"{error} The parameters of the last step are used instead.", stacklevel=3)
+        found = read_checkpoint(Path(trainer.args.output_dir) / f"{PREFIX}{best}").params
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        _forget_best(trainer, f"{error} The parameters of the last step are used instead.")
         return None
     with torch.no_grad():
         for name, param in trainer.params.items():
             param.copy_(found[name])
     return best
+
+
+def _take_over_best(trainer: FewShotTrainer, validation: Mapping[str, Any], folder: Path) -> None:
+    """Keep the best step of the run that wrote ``folder`` where what comes can be compared with it, and where it is
+    there to be loaded at the end."""
+    best, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
+    if best is None:
+        return None
+    changed = [name for name, value in _validation_of(trainer).items() if validation.get(name, value) != value]
+    if changed:
+        return _forget_best(
+            trainer,
+            f"{folder} was validated with other {', '.join(changed)}: its best step, {best}, does not compare with "
+            f"those to come, and is dropped. Resume with the settings of that run to keep it.",
+        )
+    if not trainer.args.load_best_model_at_end:
+        return None
+    # The path that the checkpoint records is of another time, or of a stranger's.
+    found = next((each for each in list_checkpoints(folder.parent) if step_of(each) == best), None)
+    try:
+        if found is None:
+            raise FileNotFoundError(f"There is no {PREFIX}{best} beside it.")
+        if folder.parent.resolve() != output_dir.resolve():
+            checkpoint = _read_own(trainer, found)
+            if trainer.accelerator.is_main_process:
+                write_checkpoint(output_dir, best, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        _forget_best(trainer, f"The best step of {folder}, {best}, cannot be loaded, and is dropped: {error}")
+
+
+def _forget_best(trainer: FewShotTrainer, why: str) -> None:
+    warnings.warn(why, stacklevel=4)
+    state = trainer.state
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | None) -> Path | None:
@@ -261,7 +298,22 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
     method = getattr(trainer.learner, "config", None)
     if isinstance(method, FewShotConfig):
         settings |= method.to_dict()
-    return {**settings, "first_episodes": hashlib.sha256(repr(first).encode()).hexdigest()[:16]}
+    return {**settings, "first_episodes": _digest(first)}
+
+
+def _validation_of(trainer: FewShotTrainer) -> dict[str, Any]:
+    """What two validations have in common where one of them can be called better."""
+    samplers = trainer.eval_samplers.values()
+    pools = [[pool.fingerprint for pool in getattr(sampler, "pools", {}).values()] for sampler in samplers]
+    return {
+        "metric_for_best_model": metric_key(trainer.args.metric_for_best_model),
+        "greater_is_better": trainer.args.greater_is_better,
+        "validation episodes": _digest((trainer.eval_specs, pools)),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:

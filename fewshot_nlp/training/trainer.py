@@ -96,8 +96,9 @@ class FewShotTrainer:
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
         self.listener = Listener()
+        self.eval_samplers = dict(eval_samplers or {})
         self.eval_specs = {
-            name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
+            name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in self.eval_samplers.items()
         }
         self.score = score_of(learner)
         check_validation(args, self.eval_specs, self.score)

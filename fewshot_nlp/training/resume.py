@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +43,7 @@ from fewshot_nlp.training.optimization import (
     optimizer_tensors,
     scheduler_state,
 )
-from fewshot_nlp.training.validation import metric_key
+from fewshot_nlp.training.validation import digest
 
 if TYPE_CHECKING:
     from fewshot_nlp.training.trainer import FewShotTrainer
@@ -87,7 +86,7 @@ def save(trainer: FewShotTrainer) -> None:
             # Of its own accord, before the last step; a run that was stopped from outside goes on.
             "stopped": trainer.control.should_training_stop and state.global_step < state.max_steps,
             "run": _run_of(trainer),
-            "validation": _validation_of(trainer),
+            "validation": trainer.validation,
         }
         tensors = optimizer_tensors(trainer.optimizer, trainer.params)
         checkpoint = Checkpoint(trainer.params, tensors, asdict(state), progress)
@@ -158,7 +157,7 @@ def _take_over_best(trainer: FewShotTrainer, validation: Mapping[str, Any], fold
     best, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
     if best is None:
         return None
-    changed = [name for name, value in _validation_of(trainer).items() if validation.get(name, value) != value]
+    changed = [name for name, value in trainer.validation.items() if validation.get(name, value) != value]
     if changed:
         return _forget_best(
             trainer,
@@ -298,22 +297,7 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
     method = getattr(trainer.learner, "config", None)
     if isinstance(method, FewShotConfig):
         settings |= method.to_dict()
-    return {**settings, "first_episodes": _digest(first)}
-
-
-def _validation_of(trainer: FewShotTrainer) -> dict[str, Any]:
-    """What two validations have in common where one of them can be called better."""
-    samplers = trainer.eval_samplers.values()
-    pools = [[pool.fingerprint for pool in getattr(sampler, "pools", {}).values()] for sampler in samplers]
-    return {
-        "metric_for_best_model": metric_key(trainer.args.metric_for_best_model),
-        "greater_is_better": trainer.args.greater_is_better,
-        "validation episodes": _digest((trainer.eval_specs, pools)),
-    }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+    return {**settings, "first_episodes": digest(first)}
 
 
 def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:

@@ -33,6 +33,7 @@ from fewshot_nlp.training.validation import (
     check_unlabelled,
     check_validation,
     is_better,
+    kind_of_validation,
     metric_key,
     score_of,
     validation_metrics,
@@ -75,6 +76,7 @@ class FewShotTrainer:
     Attributes:
         params: the meta-parameters by name, as they are now.
         state, control: transformers' ``TrainerState`` and ``TrainerControl``.
+        validation: what, beside the method, makes its validations comparable with those of another run.
         skipped_steps: steps left out because their loss or gradient was not finite.
 
     Raises:
@@ -96,10 +98,9 @@ class FewShotTrainer:
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
         self.listener = Listener()
-        self.eval_samplers = dict(eval_samplers or {})
-        self.eval_specs = {
-            name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in self.eval_samplers.items()
-        }
+        samplers = eval_samplers or {}
+        self.eval_specs = {name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in samplers.items()}
+        self.validation = kind_of_validation(args, self.eval_specs, samplers.values())
         self.score = score_of(learner)
         check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)

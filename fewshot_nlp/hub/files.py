@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -24,15 +24,16 @@ from torch import Tensor
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME
-from fewshot_nlp.hub.info import RESULTS_NAME, read_json, write_json
+from fewshot_nlp.hub.info import CURVE_NAME, RESULTS_NAME, read_json, write_json
 from fewshot_nlp.hub.paths import public_path
 from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PARAMS_NAME = "fewshot_params.safetensors"
 #: Results, adapter and backbone. A save that does not write one of them removes it: a config.json beside a PEFT adapter
-#: breaks AutoModel, and results or weights of an earlier save would be read as if they belonged to this one.
+#: breaks AutoModel, and results, curve or weights of an earlier save would be read as if they belonged to this one.
 OWN_PATTERNS = [
     RESULTS_NAME,
+    CURVE_NAME,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PARAMS_NAME,
@@ -179,6 +180,16 @@ def resolve_folder(
         ) from error
     check_is_adapter(folder, name)
     return folder
+
+
+def check_repository(api: HfApi, repo_id: str, revision: str | None = None) -> None:
+    """Raise ``ValueError`` where a repository holds a model of another kind."""
+    present = set(api.list_repo_files(repo_id, revision=revision))
+    if "config.json" in present and CONFIG_NAME not in present:
+        raise ValueError(
+            f"{repo_id!r} holds another model (config.json), which an adapter beside it would break. Push to another "
+            "repository."
+        )
 
 
 def check_token(token: str | bool | None) -> None:

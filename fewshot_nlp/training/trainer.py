@@ -21,7 +21,7 @@ from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.callbacks import callbacks_of
 from fewshot_nlp.training.faults import read_episode, together
-from fewshot_nlp.training.interrupts import Listener
+from fewshot_nlp.training.interrupts import Listener, leave_if_told
 from fewshot_nlp.training.meter import Meter
 from fewshot_nlp.training.metrics_log import append_report
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
@@ -177,6 +177,7 @@ class FewShotTrainer:
             self._save()
         while self.state.global_step < self.args.max_steps and not self.control.should_training_stop:
             self._train_step()
+        leave_if_told(self)
         self._notify("on_epoch_end")
         loaded = load_best(self) if self.args.load_best_model_at_end else None
         seconds = time.perf_counter() - started

@@ -72,6 +72,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner_, params_, state_: the learner, its meta-parameters, and what it learned in ``fit``.
     """
 
+    #: By which arguments it was loaded, the adapter, and how it is found again without a token.
+    _loaded: tuple[tuple[Any, ...], FewShotAdapter, dict[str, Any]] | None = None
+
     def __init__(
         self,
         adapter: str | Path | FewShotAdapter | None = None,
@@ -110,7 +113,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
 
-        The adapter is loaded here and shared with every ``clone``, as in cross-validation.
+        The adapter is loaded here and shared with every ``clone``, as in cross-validation. Where a clone goes on by
+        other ``config_overrides``, it is read again from the cache: no token is kept.
 
         Raises:
             FileNotFoundError, ValueError: as ``FewShotAdapter.from_pretrained``.
@@ -132,7 +136,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             local_files_only=local_files_only,
             config_overrides=config_overrides,
         )
-        classifier._loaded = (classifier._source(), adapter)
+        classifier._loaded = (classifier._source(), adapter, {"cache_dir": cache_dir, "local_files_only": True})
         return classifier
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> FewShotClassifier:
@@ -255,23 +259,24 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         if isinstance(self.adapter, FewShotAdapter):
             return self.adapter
-        source, loaded = getattr(self, "_loaded", (None, None))
-        if loaded is None or source != self._source():
+        own = self._source()
+        if self._loaded is None or self._loaded[0] != own:
+            # The same adapter, by other settings, is on this machine already.
+            cached = self._loaded[2] if self._loaded is not None and self._loaded[0][:-1] == own[:-1] else {}
             loaded = (
                 _untrained(self.model_name_or_path or DEFAULT_BACKBONE, self.revision)
                 if self.adapter is None
                 else FewShotAdapter.from_pretrained(
-                    self.adapter, revision=self.revision, config_overrides=self.config_overrides
+                    self.adapter, revision=self.revision, config_overrides=self.config_overrides, **cached
                 )
             )
-            self._loaded = (self._source(), loaded)
-        return loaded
+            self._loaded = (own, loaded, cached)
+        return self._loaded[1]
 
     def __sklearn_clone__(self) -> FewShotClassifier:
         twin = super().__sklearn_clone__()
         # A learner keeps nothing between calls, and threads take turns, so twins may share one.
-        if hasattr(self, "_loaded"):
-            twin._loaded = self._loaded
+        twin._loaded = self._loaded
         return twin
 
     def __sklearn_tags__(self) -> Tags:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -25,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from transformers import BertConfig, BertModel
 
 from fewshot_nlp.classifier import FewShotClassifier
+from fewshot_nlp.hub import files
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from tests.tiny import WORDS, tiny_config, tiny_tokenizer
@@ -306,6 +308,29 @@ def test_fit_may_go_on_otherwise_than_in_training(backbone, tmp_path):
     assert classifier.fit(["light lamp", "play music"], ["light", "music"]).learner_.config.inner_steps == 5
     with pytest.raises(ValueError, match=r"config_overrides=.* is for an adapter that is loaded here"):
         FewShotClassifier(config_overrides={"inner_steps": 4}).fit(["light", "music"], ["a", "b"])
+
+
+def test_a_private_adapter_goes_on_otherwise_without_its_token(backbone, tmp_path, monkeypatch):
+    learner = build_learner(tiny_config(backbone, learner="maml", inner_steps=1))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path / "saved")
+    cached = set()
+
+    def snapshot_download(name, *, token, cache_dir, local_files_only, **given):
+        place = (name, cache_dir)
+        if place not in cached if local_files_only else token != "hf_secretsecret":
+            raise LocalEntryNotFoundError("neither in the cache nor for those who may not read it")
+        cached.add(place)
+        return str(tmp_path / "saved")
+
+    monkeypatch.setattr(files, "snapshot_download", snapshot_download)
+    classifier = FewShotClassifier.from_pretrained("me/private", token="hf_secretsecret", cache_dir=tmp_path / "cache")
+    given = ["light lamp", "lamp on", "play music", "stop music"], ["light", "light", "music", "music"]
+    search = GridSearchCV(classifier, {"config_overrides": [{"inner_steps": 2}, None]}, cv=2, error_score="raise")
+    assert search.fit(*given).best_estimator_.learner_.config.inner_steps in (1, 2)
+    assert b"hf_secret" not in pickle.dumps(search) and "hf_secret" not in repr(search)
+    # Another one is not in that cache.
+    with pytest.raises(FileNotFoundError, match="is not in the local cache"):
+        classifier.set_params(adapter="me/other").fit(*given)
 
 
 def test_another_adapter_is_loaded_anew(backbone, tmp_path):

@@ -42,6 +42,16 @@ OWN_PATTERNS = [
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
 ]
+#: What is said where the Hub has nothing to give; of two kinds that fit, the first.
+_REFUSALS: dict[type[Exception], str] = {
+    HFValidationError: "There is no folder {name!r}, and it is not a Hub id of the form 'user/name'. Check the path.",
+    RevisionNotFoundError: "{name!r} has no revision {revision!r}. Name a branch, tag or commit of it.",
+    GatedRepoError: "{name!r} is gated. Ask for access on its page, then log in with `hf auth login` or pass token=.",
+    RepositoryNotFoundError: "There is no folder {name!r}, and no such repository that may be read. Check the name; "
+    "for a private repository log in with `hf auth login` or pass token=.",
+    LocalEntryNotFoundError: "There is no folder {name!r}, and revision {revision!r} of a repository of that name is "
+    "not in the local cache and cannot be downloaded. {remedy}, or name a folder.",
+}
 #: How the folder of a save that has not ended begins.
 STAGING = ".saving-"
 #: What ``from_pretrained`` reads, and so all it downloads.
@@ -155,29 +165,10 @@ def resolve_folder(
                 library_version=__version__,
             )
         )
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and it is not a Hub id of the form 'user/name'. Check the path."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name!r} has no revision {revision!r}. Name a branch, tag or commit of it."
-        ) from error
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{name!r} is gated. Ask for access on its page, then log in with `hf auth login` or pass token=."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and no such repository that may be read. Check the name; for a private "
-            "repository log in with `hf auth login` or pass token=."
-        ) from error
-    except LocalEntryNotFoundError as error:
+    except tuple(_REFUSALS) as error:
+        words = next(words for kind, words in _REFUSALS.items() if isinstance(error, kind))
         remedy = "Drop local_files_only" if local_files_only else "Check the connection and HF_HUB_OFFLINE"
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and revision {revision or 'main'!r} of a repository of that name is not in "
-            f"the local cache and cannot be downloaded. {remedy}, or name a folder."
-        ) from error
+        raise FileNotFoundError(words.format(name=name, revision=revision or "main", remedy=remedy)) from error
     check_is_adapter(folder, name)
     return folder
 

@@ -64,6 +64,7 @@ class Run:
         learner: the method on its model.
         trainer: with learner, reader, training and validation episodes.
         test: test episodes by ``"<k>-shot"``.
+        checkpoint: the one to go on from.
         clusters: among how many clusters of those classes, where it is not the classes themselves.
         repo_id: full name of the repository to push to, on the main process.
         command: how it was started.
@@ -75,6 +76,7 @@ class Run:
     learner: BaseLearner
     trainer: FewShotTrainer
     test: dict[str, EpisodeSampler]
+    checkpoint: Path | None = None
     clusters: int = 0
     repo_id: str | None = None
     command: str | None = None
@@ -121,8 +123,8 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
             f"head='verbalizer' answers by name. Use head='prototype' or 'linear', or leave out clusters_per_class."
         )
     accelerator = build_accelerator(args)
-    check_output_dir(args, FILES)
-    resume_folder(args, None)
+    checkpoint = resume_folder(args, None)
+    check_output_dir(args, FILES, resumed=checkpoint is not None)
 
     # Data: pools of classes, and the addresses of episodes.
     with accelerator.main_process_first():
@@ -165,7 +167,8 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
-    check_resumable(trainer)
+    if checkpoint is not None:
+        check_resumable(trainer, checkpoint)
     repo_id = _claim_repository(args) if args.push_to_hub and accelerator.is_main_process else None
     return Run(
         settings=settings,
@@ -174,6 +177,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         learner=learner,
         trainer=trainer,
         test=test,
+        checkpoint=checkpoint,
         clusters=sum(len(pool.label_names) for pool in finer),
         repo_id=repo_id,
         command=command,
@@ -191,7 +195,7 @@ def execute(run: Run) -> dict[str, Any]:
     is_main = accelerator.is_main_process
     if is_main:
         announce(run.settings, run.pools, run.training, learner, trainer, run.clusters)
-    output = trainer.train()
+    output = trainer.train(run.checkpoint or False)
     trained = FewShotAdapter(learner, _final_params(run))
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.

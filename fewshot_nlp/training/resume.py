@@ -123,11 +123,9 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     _take_over_best(trainer, progress.get("validation", {}), folder)
 
 
-def check_resumable(trainer: FewShotTrainer) -> None:
-    """Raise ``ValueError`` where ``restore`` would, for the checkpoint that ``trainer.args`` name, if they name one."""
-    folder = resume_folder(trainer.args, None)
-    if folder is not None:
-        _read_own(trainer, folder)
+def check_resumable(trainer: FewShotTrainer, folder: Path) -> None:
+    """Raise ``ValueError`` where ``restore`` would."""
+    _read_own(trainer, folder)
 
 
 def load_best(trainer: FewShotTrainer) -> int | None:
@@ -211,10 +209,13 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     return found
 
 
-def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) -> None:
-    """Raise ``ValueError`` where a new run would mix its files with those of another run or model.
+def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = (), resumed: bool = False) -> None:
+    """Raise ``ValueError`` where a run would mix its files with those of another run or model.
 
-    ``names`` are files that it will write beside its checkpoints.
+    Args:
+        args: of the run.
+        names: files that it will write beside its checkpoints.
+        resumed: it goes on from a checkpoint.
     """
     folder = Path(args.output_dir)
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -230,7 +231,7 @@ def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) 
         )
     found = _own_files(folder)
     same_names = [name for name in names if (folder / name).exists()]
-    if (found or same_names) and not args.overwrite_output_dir and resume_folder(args, None) is None:
+    if (found or same_names) and not args.overwrite_output_dir and not resumed:
         held = f"another run ({found[-1]})" if found else f"files that the run would replace ({', '.join(same_names)})"
         # With auto it has been looked for, and not found.
         sound = str(args.resume_from_checkpoint).lower() != "auto" and find_checkpoint(folder) is not None

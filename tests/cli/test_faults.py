@@ -63,7 +63,7 @@ def test_sigterm_leaves_and_the_same_command_goes_on(tiny, tmp_path, whole, monk
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", ["load_pools_from_config", "build_learner", "check_resumable"])
+@pytest.mark.parametrize("at", ["load_pools_from_config", "build_learner", "FewShotTrainer"])
 def test_a_signal_before_training_leaves_in_one_line(tiny, tmp_path, monkeypatch, capsys, number, at):
     loaded = getattr(train, at)
 

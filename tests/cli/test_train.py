@@ -22,6 +22,7 @@ from fewshot_nlp.cli.parser import parse, read_yaml
 from fewshot_nlp.cli.train import main
 from fewshot_nlp.config import LEARNERS
 from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.training import resume
 from tests.hub.hub_server import HubServer, Repo
 
 ROOT = Path(__file__).parents[2]
@@ -137,14 +138,17 @@ def test_saved_parameters_are_those_of_the_best_validation(tiny, tmp_path):
     assert any(not torch.equal(saved[name], start[name]) for name in saved)
 
 
-def test_resumed_run_ends_with_the_same_files(tiny, tmp_path):
+def test_resumed_run_ends_with_the_same_files(tiny, tmp_path, monkeypatch):
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--adapter", "lora"]
     main([*tiny, *saving])
     adapter = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
     AcceleratorState._reset_state(reset_partial_state=True)
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    found, find = [], resume.find_checkpoint
+    monkeypatch.setattr(resume, "find_checkpoint", lambda folder: found.append(find(folder)) or found[-1])
     main([*tiny, *saving, "--resume_from_checkpoint", "true"])
+    assert found == [tmp_path / "out" / "checkpoint-2"]
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == adapter
 
 

@@ -339,7 +339,7 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
     toy_trainer(tmp_path, **SAVING).train()
     shorter = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2}, resume_from_checkpoint="true")
     message = r"checkpoint-7 is of step 7, beyond max_steps=2.*Use a max_steps above 7, or leave resume_from"
-    for begin in (lambda: resume.check_resumable(shorter), shorter.train):
+    for begin in (lambda: resume.check_resumable(shorter, tmp_path / "checkpoint-7"), shorter.train):
         with pytest.raises(ValueError, match=message):
             begin()
     again = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2})

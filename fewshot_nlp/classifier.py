@@ -6,14 +6,16 @@ import copy
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
@@ -28,8 +30,12 @@ from fewshot_nlp.data.examples import (
     listed,
 )
 from fewshot_nlp.hub.adapter import FewShotAdapter
-from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.types import Batch
+
+#: A backbone that is called with other parameters holds them meanwhile, and classifiers may share one: their threads
+#: take turns. Not in the classifier, as a lock can be neither copied nor pickled.
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -65,6 +71,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes_: the labels, sorted, ``[n_classes]``.
         learner_, params_, state_: the learner, its meta-parameters, and what it learned in ``fit``.
     """
+
+    #: By which arguments it was loaded, the adapter, and how it is found again without a token.
+    _loaded: tuple[tuple[Any, ...], FewShotAdapter, dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -104,7 +113,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     ) -> FewShotClassifier:
         """A classifier, not yet fitted, on the adapter that ``save_pretrained`` or ``push_to_hub`` left.
 
-        The adapter is loaded here and shared with every ``clone``, as in cross-validation.
+        The adapter is loaded here and shared with every ``clone``, as in cross-validation. Where a clone goes on by
+        other ``config_overrides``, it is read again from the cache: no token is kept.
 
         Raises:
             FileNotFoundError, ValueError: as ``FewShotAdapter.from_pretrained``.
@@ -126,7 +136,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             local_files_only=local_files_only,
             config_overrides=config_overrides,
         )
-        classifier._loaded = (classifier._source(), adapter)
+        classifier._loaded = (classifier._source(), adapter, {"cache_dir": cache_dir, "local_files_only": True})
         return classifier
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> FewShotClassifier:
@@ -166,21 +176,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_examples(examples, encoder.kind)
         if encoder.kind != "text":
             check_each_has_one(classes, labels, encoder.kind)
-        learner.model.to(device)
-        params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
-        reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
-        names = self._names(classes, learner.config) if reads_names else []
-        inputs = encoder.collate(encode_with_names(encoder, examples, names))
-        support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
-        self.state_ = learner.adapt(params, support)
-        self.learner_, self.params_, self.classes_ = learner, params, classes
-        self._encoder, self._device = encoder, device
+        with _turn(learner):
+            learner.model.to(device)
+            params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
+            reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
+            names = self._names(classes, learner.config) if reads_names else []
+            inputs = encoder.collate(encode_with_names(encoder, examples, names))
+            support = labelled(inputs, torch.from_numpy(labels), len(classes)).to(device)
+            self.state_ = learner.adapt(params, support)
+            self.learner_, self.params_, self.classes_ = learner, params, classes
+            self._encoder, self._device = encoder, device
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
         """The most probable label of each text or image, ``[n]``. Raises as ``predict_proba``."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        check_is_fitted(self)
+        with _turn(self.learner_):
+            return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """Probability of each class, float64 ``[n, n_classes]`` in the order of ``classes_``; rows sum to 1.
@@ -192,17 +204,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         examples = listed(X)
-        check_examples(examples, self._encoder.kind)
-        batch_size = _check_batch_size(self.batch_size)
-        # A transductive learner reads the queries together, so they may not be parted.
-        size = len(examples) if self.learner_.transductive else batch_size
-        # Texts of like length side by side: little padding, whatever the order they came in.
-        of_text = self._encoder.kind == "text"
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]) if of_text else 0)
-        logits = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
-        for start in range(0, len(examples), size):
-            rows = order[start : start + size]
-            logits[rows] = self._logits([examples[row] for row in rows])
+        with _turn(self.learner_):
+            check_examples(examples, self._encoder.kind)
+            batch_size = _check_batch_size(self.batch_size)
+            # A transductive learner reads the queries together, so they may not be parted.
+            size = len(examples) if self.learner_.transductive else batch_size
+            # Texts of like length side by side: little padding, whatever the order they came in.
+            of_text = self._encoder.kind == "text"
+            order = sorted(range(len(examples)), key=lambda i: len(examples[i]) if of_text else 0)
+            logits = torch.empty(len(examples), len(self.classes_), dtype=torch.float64)
+            for start in range(0, len(examples), size):
+                rows = order[start : start + size]
+                logits[rows] = self._logits([examples[row] for row in rows])
         if logits.isnan().any():
             raise ValueError("The logits are not numbers: fit diverged. Use an adapter of a lower inner_learning_rate.")
         return logits.softmax(dim=1).numpy()
@@ -247,23 +260,24 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
         if isinstance(self.adapter, FewShotAdapter):
             return self.adapter
-        source, loaded = getattr(self, "_loaded", (None, None))
-        if loaded is None or source != self._source():
+        own = self._source()
+        if self._loaded is None or self._loaded[0] != own:
+            # The same adapter, by other settings, is on this machine already.
+            cached = self._loaded[2] if self._loaded is not None and self._loaded[0][:-1] == own[:-1] else {}
             loaded = (
                 _untrained(self.model_name_or_path or DEFAULT_BACKBONE, self.revision)
                 if self.adapter is None
                 else FewShotAdapter.from_pretrained(
-                    self.adapter, revision=self.revision, config_overrides=self.config_overrides
+                    self.adapter, revision=self.revision, config_overrides=self.config_overrides, **cached
                 )
             )
-            self._loaded = (self._source(), loaded)
-        return loaded
+            self._loaded = (own, loaded, cached)
+        return self._loaded[1]
 
     def __sklearn_clone__(self) -> FewShotClassifier:
         twin = super().__sklearn_clone__()
-        # A learner keeps nothing between calls, so twins may share one.
-        if hasattr(self, "_loaded"):
-            twin._loaded = self._loaded
+        # A learner keeps nothing between calls, and threads take turns, so twins may share one.
+        twin._loaded = self._loaded
         return twin
 
     def __sklearn_tags__(self) -> Tags:
@@ -285,6 +299,11 @@ def _untrained(model_name_or_path: str, revision: str | None) -> FewShotAdapter:
     )
     learner = build_learner(config)
     return FewShotAdapter(learner, learner.init_params())
+
+
+def _turn(learner: BaseLearner) -> RLock:
+    """What a thread holds while it calls ``learner``."""
+    return _turns.setdefault(learner.model.module, RLock())
 
 
 def _check_batch_size(batch_size: Any) -> int:

@@ -17,15 +17,21 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from transformers.hf_argparser import string_to_bool
 
 from fewshot_nlp import FewShotAdapter, FewShotConfig, FewShotTrainer, FewShotTrainingArguments, build_learner, evaluate
+from fewshot_nlp.cli.errors import refusal
+from fewshot_nlp.cli.report import FILES
 from fewshot_nlp.data import SinusoidSampler, read_sinusoid
 from fewshot_nlp.data.sinusoids import INTERVAL, sinusoid
 from fewshot_nlp.evaluation.intervals import mean_interval
 from fewshot_nlp.learners import BaseLearner
+from fewshot_nlp.training.resume import check_output_dir
 from fewshot_nlp.types import Batch, EpisodeSpec, Params
 
 K_SHOT, STEPS = 10, (0, 1, 10)
+#: What an earlier run left here is replaced; in a folder that is named, only with --overwrite_output_dir true.
+OUTPUT = Path("output/sinusoid")
 
 
 def main() -> None:
@@ -33,18 +39,24 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test_episodes", type=int, default=200)
-    parser.add_argument("--output_dir", type=Path, default=Path("output/sinusoid"))
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--overwrite_output_dir", type=string_to_bool, nargs="?", const=True)
     args = parser.parse_args()
+    folder, overwrite = args.output_dir or OUTPUT, args.overwrite_output_dir
 
     config = FewShotConfig(
         model_name_or_path="mlp", adapter="full", task="regression", learner="maml", inner_learning_rate=0.01
     )
     learner = build_learner(config, seed=args.seed)
     training = FewShotTrainingArguments(
-        str(args.output_dir), max_steps=args.max_steps, meta_batch_size=8, learning_rate=0.002, seed=args.seed,
+        str(folder), max_steps=args.max_steps, meta_batch_size=8, learning_rate=0.002, seed=args.seed,
         lr_scheduler_type="cosine", max_grad_norm=10.0, eval_strategy="no", save_strategy="no", logging_steps=250,
-        disable_tqdm=True, overwrite_output_dir=True,
+        disable_tqdm=True, overwrite_output_dir=args.output_dir is None if overwrite is None else overwrite,
     )  # fmt: skip
+    try:
+        check_output_dir(training, (*FILES, "sinusoid.png"))
+    except ValueError as found:
+        raise refusal(found) from found
     trainer = FewShotTrainer(learner, training, SinusoidSampler(k_shot=K_SHOT, seed=args.seed), read_sinusoid)
     trainer.train()
     learned = trainer.detached_params()
@@ -55,9 +67,9 @@ def main() -> None:
     for name, params in (("untrained", learner.init_params()), ("MAML", learned)):
         print(f"{name:12}" + "".join(f"{error(learner, params, test, steps):>16}" for steps in STEPS))
 
-    FewShotAdapter(learner, learned).save_pretrained(args.output_dir)
-    draw(args.output_dir / "sinusoid.png", learner, learned, test[0])
-    print(f"\nSaved to {args.output_dir}; the picture is {args.output_dir / 'sinusoid.png'}.")
+    FewShotAdapter(learner, learned).save_pretrained(folder)
+    draw(folder / "sinusoid.png", learner, learned, test[0])
+    print(f"\nSaved to {folder}; the picture is {folder / 'sinusoid.png'}.")
 
 
 def after(learner: BaseLearner, steps: int) -> BaseLearner:

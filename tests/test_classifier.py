@@ -5,12 +5,16 @@ import functools
 import io
 import pickle
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -22,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from transformers import BertConfig, BertModel
 
 from fewshot_nlp.classifier import FewShotClassifier
+from fewshot_nlp.hub import files
 from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from tests.tiny import WORDS, tiny_config, tiny_tokenizer
@@ -305,6 +310,29 @@ def test_fit_may_go_on_otherwise_than_in_training(backbone, tmp_path):
         FewShotClassifier(config_overrides={"inner_steps": 4}).fit(["light", "music"], ["a", "b"])
 
 
+def test_a_private_adapter_goes_on_otherwise_without_its_token(backbone, tmp_path, monkeypatch):
+    learner = build_learner(tiny_config(backbone, learner="maml", inner_steps=1))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path / "saved")
+    cached = set()
+
+    def snapshot_download(name, *, token, cache_dir, local_files_only, **given):
+        place = (name, cache_dir)
+        if place not in cached if local_files_only else token != "hf_secretsecret":
+            raise LocalEntryNotFoundError("neither in the cache nor for those who may not read it")
+        cached.add(place)
+        return str(tmp_path / "saved")
+
+    monkeypatch.setattr(files, "snapshot_download", snapshot_download)
+    classifier = FewShotClassifier.from_pretrained("me/private", token="hf_secretsecret", cache_dir=tmp_path / "cache")
+    given = ["light lamp", "lamp on", "play music", "stop music"], ["light", "light", "music", "music"]
+    search = GridSearchCV(classifier, {"config_overrides": [{"inner_steps": 2}, None]}, cv=2, error_score="raise")
+    assert search.fit(*given).best_estimator_.learner_.config.inner_steps in (1, 2)
+    assert b"hf_secret" not in pickle.dumps(search) and "hf_secret" not in repr(search)
+    # Another one is not in that cache.
+    with pytest.raises(FileNotFoundError, match="is not in the local cache"):
+        classifier.set_params(adapter="me/other").fit(*given)
+
+
 def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     classifier = FewShotClassifier(model_name_or_path=backbone, device="cpu").fit(TEXTS, TOPICS)
     first = classifier.learner_
@@ -312,6 +340,33 @@ def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     assert clone(classifier).fit(TEXTS, TOPICS).learner_ is first
     other = bag_of_words(tmp_path, seed=1)
     assert classifier.set_params(model_name_or_path=other).fit(TEXTS, TOPICS).learner_ is not first
+
+
+def test_threads_take_turns_at_what_they_share(backbone, tmp_path):
+    learner = build_learner(tiny_config(backbone, learner="maml"))
+    FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)
+    classifier = FewShotClassifier.from_pretrained(tmp_path, device="cpu").fit(TEXTS, TOPICS)
+    expected = classifier.predict_proba(TEXTS)
+    inside, crowds = set(), []
+
+    def enter(*_):
+        inside.add(get_ident())
+        crowds.append(len(inside))
+        time.sleep(0.005)
+
+    classifier.learner_.model.module.register_forward_pre_hook(enter)
+    classifier.learner_.model.module.register_forward_hook(lambda *_: inside.discard(get_ident()))
+
+    def answer(asked):
+        own = clone(classifier).fit(TEXTS, TOPICS) if asked % 2 else classifier
+        return own.predict(TEXTS), own.predict_proba(TEXTS)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(answer, range(8)))
+    assert set(crowds) == {1}
+    for labels, probabilities in answers:
+        np.testing.assert_array_equal(probabilities, expected)
+        np.testing.assert_array_equal(labels, classifier.classes_[expected.argmax(axis=1)])
 
 
 @pytest.mark.parametrize(
@@ -422,10 +477,10 @@ def test_pickle_of_an_unfitted_estimator():
     assert joblib.load(stream).get_params() == FewShotClassifier("a/b", batch_size=3).get_params()
 
 
-def test_pickle_of_a_fitted_estimator(classifier):
-    classifier.fit(TEXTS, TOPICS)
-    copied = pickle.loads(pickle.dumps(classifier))
-    np.testing.assert_array_equal(copied.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+def test_copies_of_a_fitted_estimator(classifier):
+    expected = classifier.fit(TEXTS, TOPICS).predict_proba(TEXTS)
+    for copied in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        np.testing.assert_array_equal(copied.predict_proba(TEXTS), expected)
 
 
 def test_repr_and_html():

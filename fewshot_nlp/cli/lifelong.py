@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewshot_nlp.cli.errors import refusal
+from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import CLASSES, parse_into
+from fewshot_nlp.cli.report import drawing
 from fewshot_nlp.cli.train import EVAL_SEED
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import (
@@ -34,7 +35,6 @@ from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.training import FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
-from fewshot_nlp.training.interrupts import leaving_at_once
 from fewshot_nlp.training.lifelong import LifelongArguments, check_stream, learn_stream
 from fewshot_nlp.training.resume import check_output_dir
 from fewshot_nlp.types import EpisodeSpec
@@ -74,13 +74,8 @@ class StreamRun:
 def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) -> None:
     """Run from the command line; arguments are those of the process if not given."""
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with leaving_at_once("left while the stream was prepared; nothing was learned yet."):
-            run = prepare(parse_stream(given, recipe))
-    except (ValueError, OSError, ImportError) as error:
-        raise refusal(error) from error
-    with leaving_at_once("left without results. A stream is learned from its first stage on: give the command again."):
-        execute(run)
+    again = "A stream is learned from its first stage on: give the command again."
+    carry_out(lambda: prepare(parse_stream(given, recipe)), execute, again)
 
 
 def parse_stream(argv: Sequence[str], recipe: str | Path | None = None) -> StreamSettings:
@@ -157,9 +152,9 @@ def execute(run: StreamRun) -> dict[str, Any]:
         (folder / EPISODES).write_text(json.dumps(single), encoding="utf-8")
         print(f"\n{'':>20}  average  backward  forward  forgetting")
         for shots, matrix in output.matrices.items():
-            draw_matrix(
-                folder / f"accuracy_matrix_{shots}.png", matrix, f"{config.learner}, {lifelong.variant}, {shots}"
-            )
+            path = folder / f"accuracy_matrix_{shots}.png"
+            with drawing(path):
+                draw_matrix(path, matrix, f"{config.learner}, {lifelong.variant}, {shots}")
             figures = (matrix.average_accuracy, matrix.backward_transfer, matrix.forward_transfer, matrix.forgetting)
             print(f"{lifelong.variant + ', ' + shots:>20}  " + "  ".join(f"{100 * each.mean:7.1f}" for each in figures))
         print(f"\nSaved in {folder}: the adapter, {RESULTS}, and accuracy_matrix_<k>-shot.png", flush=True)

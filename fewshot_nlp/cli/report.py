@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from fewshot_nlp.checks import printable
+from fewshot_nlp.checks import first_line, printable
 from fewshot_nlp.cli.parser import Settings
 from fewshot_nlp.data import EpisodeSampler, Pool
 from fewshot_nlp.evaluation import results_table
@@ -83,8 +85,8 @@ def announce(
     print(flush=True)
 
 
-def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None, kind: str) -> None:
-    """Print the table, where the files are, and how to load them."""
+def conclude(settings: Settings, results: Mapping[str, Any]) -> None:
+    """Print the table, and where the files are."""
     folder = Path(settings.args.output_dir)
     print()
     if results["test"]:
@@ -93,15 +95,15 @@ def conclude(settings: Settings, results: Mapping[str, Any], repo_id: str | None
     print(f"Saved in {folder}:")
     for name, meaning in FILES.items():
         if (folder / name).is_file():
-            print(f"  {name:<26} {meaning}")
-    if repo_id is not None:
-        print(f"Pushed to {repo_id}.")
-    if settings.config.task != "classification":
-        return
+            print(f"  {name:<26} {meaning}", flush=True)
+
+
+def say_how(source: str | Path, kind: str) -> None:
+    """Print how to load an adapter from ``source``, and to use it on what it was trained for, texts or images."""
     print(
         "\nUse it on labels of your own:\n\n"
         "  from fewshot_nlp import FewShotClassifier\n"
-        f'  classifier = FewShotClassifier.from_pretrained("{repo_id or folder}").fit({kind}s, labels)\n'
+        f'  classifier = FewShotClassifier.from_pretrained("{source}").fit({kind}s, labels)\n'
         f"  classifier.predict(new_{kind}s)",
         flush=True,
     )
@@ -118,7 +120,18 @@ def picture(
     """Draw the first test task of images: what was learned from, and what was answered."""
     shots, sampler = next(iter(test.items()))
     title = printable(f"{method_name(settings)}, {pool.name}, {shots}")
-    draw_episode(path, trained.learner, trained.params, sampler[0], trainer.reader, pool, title)
+    with drawing(path):
+        draw_episode(path, trained.learner, trained.params, sampler[0], trainer.reader, pool, title)
+
+
+@contextmanager
+def drawing(path: Path) -> Iterator[None]:
+    """A block that draws a picture: one that cannot be drawn, whatever the reason, takes nothing else with it."""
+    try:
+        yield
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        warnings.warn(f"{path} cannot be drawn: {first_line(error)} All else is as it would be.", stacklevel=3)
 
 
 def _gradient(settings: Settings, learner: GradientLearner, together: float) -> str:

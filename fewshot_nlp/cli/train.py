@@ -17,13 +17,14 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from fewshot_nlp.checks import printable
+from fewshot_nlp.checks import first_line, printable
 from fewshot_nlp.cli import plan
-from fewshot_nlp.cli.errors import refusal
+from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import Settings, parse
-from fewshot_nlp.cli.report import FILES, announce, conclude, method_name, picture
+from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, method_name, picture, say_how
 from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
@@ -38,15 +39,14 @@ from fewshot_nlp.data import (
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
-from fewshot_nlp.hub.card import CURVE_NAME
-from fewshot_nlp.hub.files import check_token
+from fewshot_nlp.hub.files import check_repository, check_token
+from fewshot_nlp.hub.info import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
 from fewshot_nlp.models.cache import FrozenFeatures
 from fewshot_nlp.training import FewShotTrainer, FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
-from fewshot_nlp.training.faults import FAULTS, LostProcess, together
-from fewshot_nlp.training.interrupts import leaving_at_once
+from fewshot_nlp.training.faults import together
 from fewshot_nlp.training.resume import check_output_dir, check_resumable, resume_folder
 from fewshot_nlp.types import EpisodeSpec, Learner, Params
 
@@ -65,6 +65,7 @@ class Run:
         learner: the method on its model.
         trainer: with learner, reader, training and validation episodes.
         test: test episodes by ``"<k>-shot"``.
+        checkpoint: the one to go on from.
         clusters: among how many clusters of those classes, where it is not the classes themselves.
         repo_id: full name of the repository to push to, on the main process.
         command: how it was started.
@@ -76,6 +77,7 @@ class Run:
     learner: BaseLearner
     trainer: FewShotTrainer
     test: dict[str, EpisodeSampler]
+    checkpoint: Path | None = None
     clusters: int = 0
     repo_id: str | None = None
     command: str | None = None
@@ -93,23 +95,10 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     command = shlex.join(["fewshot-nlp", *given] if recipe is None else [*_launcher(recipe), *given])
     if recipe is None and given and not given[0].startswith("-"):
         recipe = given.pop(0)
-    try:
-        if recipe == "plan":
-            return plan.main(given)
-        with leaving_at_once("left while the run was prepared; nothing was trained yet."):
-            run = prepare(parse(given, recipe), command)
-    except (ValueError, OSError, ImportError, LostProcess) as error:
-        # Bad input has one line to say; where in the code it was found does not help.
-        raise refusal(error) from error
+    if recipe == "plan":
+        return carry_out(lambda: plan.main(given), lambda _: None, "")
     again = "Go on with the same command and --resume_from_checkpoint true."
-    try:
-        with leaving_at_once(f"left without results. {again}"):
-            execute(run)
-    except FAULTS as error:
-        # What every process finds is said once.
-        shared = isinstance(error, FloatingPointError | LostProcess) and not run.trainer.accelerator.is_main_process
-        raise (SystemExit(1) if shared else refusal(error)) from error
-    return None
+    return carry_out(lambda: prepare(parse(given, recipe), command), execute, again)
 
 
 def prepare(settings: Settings, command: str | None = None) -> Run:
@@ -135,8 +124,8 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
             f"head='verbalizer' answers by name. Use head='prototype' or 'linear', or leave out clusters_per_class."
         )
     accelerator = build_accelerator(args)
-    check_output_dir(args, FILES)
-    resume_folder(args, None)
+    checkpoint = resume_folder(args, None)
+    check_output_dir(args, FILES, resumed=checkpoint is not None)
 
     # Data: pools of classes, and the addresses of episodes.
     with accelerator.main_process_first():
@@ -173,8 +162,9 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
-    check_resumable(trainer)
-    repo_id = _claim_repository(settings) if args.push_to_hub and accelerator.is_main_process else None
+    if checkpoint is not None:
+        check_resumable(trainer, checkpoint)
+    repo_id = _claim_repository(args) if args.push_to_hub and accelerator.is_main_process else None
     return Run(
         settings=settings,
         pools=pools,
@@ -182,6 +172,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         learner=learner,
         trainer=trainer,
         test=test,
+        checkpoint=checkpoint,
         clusters=sum(len(pool.label_names) for pool in finer),
         repo_id=repo_id,
         command=command,
@@ -199,7 +190,7 @@ def execute(run: Run) -> dict[str, Any]:
     is_main = accelerator.is_main_process
     if is_main:
         announce(run.settings, run.pools, run.training, learner, trainer, run.clusters)
-    output = trainer.train()
+    output = trainer.train(run.checkpoint or False)
     trained = FewShotAdapter(learner, _final_params(run))
 
     # Test: the learner and the baselines on the same episodes of classes that were never trained on.
@@ -236,8 +227,6 @@ def execute(run: Run) -> dict[str, Any]:
     }
 
     if is_main:
-        if run.test and run.pools["test"].kind == "image":
-            picture(Path(args.output_dir) / "episode.png", run.settings, trainer, trained, run.test, run.pools["test"])
         info = AdapterInfo(
             label_names=_label_names(run.training),
             datasets=list(run.training),
@@ -247,13 +236,16 @@ def execute(run: Run) -> dict[str, Any]:
             results=results,
             command=run.command,
         )
-        with tempfile.TemporaryDirectory() as drawn:
-            info.learning_curve = _draw(run, Path(drawn), {name: result.accuracy for name, result in levels.items()})
-            trained.info = info
-            trained.save_pretrained(args.output_dir)
-            if run.repo_id is not None:
-                trained.push_to_hub(run.repo_id, private=args.hub_private_repo, token=args.hub_token)
-        conclude(run.settings, results, run.repo_id, info.kind)
+        with drawing(Path(args.output_dir) / CURVE_NAME):
+            info.learning_curve = _draw(run, {name: result.accuracy for name, result in levels.items()})
+        trained.info = info
+        trained.save_pretrained(args.output_dir)
+        if run.test and run.pools["test"].kind == "image":
+            picture(Path(args.output_dir) / "episode.png", run.settings, trainer, trained, run.test, run.pools["test"])
+        conclude(run.settings, results)
+        if run.repo_id is not None:
+            _push(trained, run.repo_id, args)
+        say_how(run.repo_id or args.output_dir, info.kind)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
@@ -323,15 +315,18 @@ def _test(
     return compare(result, answers)
 
 
-def _draw(run: Run, folder: Path, baselines: Mapping[str, float]) -> Path | None:
-    """The learning curve, with the untrained accuracies on the same validation episodes; nothing without a log."""
+def _draw(run: Run, baselines: Mapping[str, float]) -> bytes | None:
+    """The learning curve as a PNG, with the untrained accuracies on the same validation episodes; nothing without a
+    log."""
     accuracy, loss = curves_from_log_history(run.trainer.state.log_history)
     if not accuracy:
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
     title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
-    return learning_curve(folder / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
+    with tempfile.TemporaryDirectory() as folder:
+        path = learning_curve(Path(folder) / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
+        return path.read_bytes()
 
 
 def _label_names(training: Mapping[str, Pool]) -> list[str]:
@@ -366,13 +361,53 @@ def _finer(training: Sequence[Pool], settings: Settings, learner: BaseLearner, a
     return [divide_classes(pool, clusters) for pool, clusters in zip(training, found, strict=True)]
 
 
-def _claim_repository(settings: Settings) -> str:
-    """Make the repository before training, so that a token without access is not found out after it."""
-    args = settings.args
+def _claim_repository(args: FewShotTrainingArguments) -> str:
+    """Make the repository before training: what would be refused at the end is refused now.
+
+    Raises:
+        OSError: the Hub cannot be reached, or the token may not write to the repository.
+        ValueError: the repository holds another model, or the token cannot be sent.
+    """
     check_token(args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     api = HfApi(token=args.hub_token)
-    return api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    try:
+        repo_id = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+        check_repository(api, repo_id)
+        _check_writable(api, repo_id)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        # The client's own errors of transport are of no common kind.
+        raise OSError(
+            f"The Hub cannot be asked for {name!r}: {error} Check the connection, or drop push_to_hub."
+        ) from error
+    return repo_id
+
+
+def _check_writable(api: HfApi, repo_id: str) -> None:
+    try:
+        api.auth_check(repo_id, write=True)
+    except HfHubHTTPError as error:
+        # A Hub that does not know the question has no answer.
+        if error.response.status_code in (401, 403):
+            raise OSError(
+                f"The token may not write to {repo_id!r}: {first_line(error)} Give hub_token one that may, or another "
+                f"hub_model_id."
+            ) from error
+
+
+def _push(adapter: FewShotAdapter, repo_id: str, args: FewShotTrainingArguments) -> None:
+    """Push what is saved already: a failure takes nothing away, and says so."""
+    try:
+        adapter.push_to_hub(repo_id, private=args.hub_private_repo, token=args.hub_token)
+    except Exception as error:
+        raise OSError(
+            f"The push to {repo_id!r} failed ({type(error).__name__}: {first_line(error)}). The adapter is whole in "
+            f"{args.output_dir!r}. Push it when that is mended: FewShotAdapter.from_pretrained({args.output_dir!r})"
+            f".push_to_hub({repo_id!r})."
+        ) from error
+    print(f"Pushed to {repo_id}.", flush=True)
 
 
 def _launcher(recipe: str | Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,19 +16,20 @@ from transformers import AutoConfig
 
 from fewshot_nlp import __version__
 from fewshot_nlp.checks import first_line
-from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
-from fewshot_nlp.hub.card import CURVE_NAME, model_card
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.hub.card import model_card
 from fewshot_nlp.hub.files import (
     OWN_PATTERNS,
     PARAMS_NAME,
     READ_PATTERNS,
+    check_repository,
     check_token,
     publish_paths,
     read_tensors,
     replaced_files,
     resolve_folder,
 )
-from fewshot_nlp.hub.info import AdapterInfo, read_manifest, write_manifest
+from fewshot_nlp.hub.info import CURVE_NAME, AdapterInfo, read_manifest, write_manifest
 from fewshot_nlp.hub.paths import ELSEWHERE
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.models.adapters import (
@@ -148,12 +148,7 @@ class FewShotAdapter:
             model_card(self.config, self.info, repo_id=repo_id).save(folder / "README.md")
             if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            present = set(api.list_repo_files(repo_id, revision=revision))
-            if "config.json" in present and CONFIG_NAME not in present:
-                raise ValueError(
-                    f"{repo_id!r} holds another model (config.json), which an adapter beside it would break. "
-                    "Push to another repository."
-                )
+            check_repository(api, repo_id, revision)
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -249,7 +244,7 @@ class FewShotAdapter:
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder)
             if self.info.learning_curve is not None:
-                _copy_curve(Path(self.info.learning_curve), folder)
+                (folder / CURVE_NAME).write_bytes(_curve(self.info.learning_curve))
             model_card(self.config, self.info).save(folder / "README.md")
             write_manifest(folder, self.config, self.info)
 
@@ -306,10 +301,12 @@ def _peft_config(folder: Path, config: FewShotConfig) -> Any:
     return settings
 
 
-def _copy_curve(curve: Path, folder: Path) -> None:
-    if not curve.is_file():
-        raise ValueError(f"learning_curve={str(curve)!r} is not a file. Draw it before saving, or leave it out.")
-    shutil.copyfile(curve, folder / CURVE_NAME)
+def _curve(given: str | Path | bytes) -> bytes:
+    if isinstance(given, bytes):
+        return given
+    if not Path(given).is_file():
+        raise ValueError(f"learning_curve={str(given)!r} is not a file. Draw it before saving, or leave it out.")
+    return Path(given).read_bytes()
 
 
 def _overridden(config: FewShotConfig, overrides: Mapping[str, Any]) -> FewShotConfig:

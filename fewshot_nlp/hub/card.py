@@ -15,11 +15,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from fewshot_nlp.checks import printable, shown
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.hub.info import AdapterInfo
+from fewshot_nlp.hub.info import CURVE_NAME, AdapterInfo
 from fewshot_nlp.learners import learner_class
 from fewshot_nlp.models.backbone import OWN_BACKBONES
 
-CURVE_NAME = "learning_curve.png"
 #: Names longer than this, and lists longer than that, would bury the page; all of them are in fewshot_config.json.
 MAX_NAME_LENGTH, MAX_NAMES = 80, 60
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -24,15 +24,16 @@ from torch import Tensor
 
 from fewshot_nlp import __version__
 from fewshot_nlp.config import CONFIG_NAME
-from fewshot_nlp.hub.info import RESULTS_NAME, read_json, write_json
+from fewshot_nlp.hub.info import CURVE_NAME, RESULTS_NAME, read_json, write_json
 from fewshot_nlp.hub.paths import public_path
 from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PARAMS_NAME = "fewshot_params.safetensors"
 #: Results, adapter and backbone. A save that does not write one of them removes it: a config.json beside a PEFT adapter
-#: breaks AutoModel, and results or weights of an earlier save would be read as if they belonged to this one.
+#: breaks AutoModel, and results, curve or weights of an earlier save would be read as if they belonged to this one.
 OWN_PATTERNS = [
     RESULTS_NAME,
+    CURVE_NAME,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PARAMS_NAME,
@@ -41,6 +42,16 @@ OWN_PATTERNS = [
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
 ]
+#: What is said where the Hub has nothing to give; of two kinds that fit, the first.
+_REFUSALS: dict[type[Exception], str] = {
+    HFValidationError: "There is no folder {name!r}, and it is not a Hub id of the form 'user/name'. Check the path.",
+    RevisionNotFoundError: "{name!r} has no revision {revision!r}. Name a branch, tag or commit of it.",
+    GatedRepoError: "{name!r} is gated. Ask for access on its page, then log in with `hf auth login` or pass token=.",
+    RepositoryNotFoundError: "There is no folder {name!r}, and no such repository that may be read. Check the name; "
+    "for a private repository log in with `hf auth login` or pass token=.",
+    LocalEntryNotFoundError: "There is no folder {name!r}, and revision {revision!r} of a repository of that name is "
+    "not in the local cache and cannot be downloaded. {remedy}, or name a folder.",
+}
 #: How the folder of a save that has not ended begins.
 STAGING = ".saving-"
 #: What ``from_pretrained`` reads, and so all it downloads.
@@ -154,31 +165,22 @@ def resolve_folder(
                 library_version=__version__,
             )
         )
-    except HFValidationError as error:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and it is not a Hub id of the form 'user/name'. Check the path."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name!r} has no revision {revision!r}. Name a branch, tag or commit of it."
-        ) from error
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{name!r} is gated. Ask for access on its page, then log in with `hf auth login` or pass token=."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and no such repository that may be read. Check the name; for a private "
-            "repository log in with `hf auth login` or pass token=."
-        ) from error
-    except LocalEntryNotFoundError as error:
+    except tuple(_REFUSALS) as error:
+        words = next(words for kind, words in _REFUSALS.items() if isinstance(error, kind))
         remedy = "Drop local_files_only" if local_files_only else "Check the connection and HF_HUB_OFFLINE"
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and revision {revision or 'main'!r} of a repository of that name is not in "
-            f"the local cache and cannot be downloaded. {remedy}, or name a folder."
-        ) from error
+        raise FileNotFoundError(words.format(name=name, revision=revision or "main", remedy=remedy)) from error
     check_is_adapter(folder, name)
     return folder
+
+
+def check_repository(api: HfApi, repo_id: str, revision: str | None = None) -> None:
+    """Raise ``ValueError`` where a repository holds a model of another kind."""
+    present = set(api.list_repo_files(repo_id, revision=revision))
+    if "config.json" in present and CONFIG_NAME not in present:
+        raise ValueError(
+            f"{repo_id!r} holds another model (config.json), which an adapter beside it would break. Push to another "
+            "repository."
+        )
 
 
 def check_token(token: str | bool | None) -> None:

@@ -25,7 +25,7 @@ from fewshot_nlp.hub.paths import public_path, with_public_paths
 
 #: Raised by one when a reader of the old format would misread the new one.
 FORMAT_VERSION = 1
-RESULTS_NAME = "results.json"
+RESULTS_NAME, CURVE_NAME = "results.json", "learning_curve.png"
 
 #: Characters of any one text that is known of an adapter.
 LONGEST = 10_000
@@ -62,8 +62,8 @@ class AdapterInfo:
         command: the command that made the adapter. Access tokens are removed from it, and paths shortened.
         language: ISO 639 codes of the training texts.
         license: an identifier of the Hub's list, such as ``apache-2.0``; nothing is claimed without it.
-        learning_curve: a PNG file to save beside the adapter and show on the card. It is not kept in
-            ``fewshot_config.json``.
+        learning_curve: a PNG file, or what it holds, to save beside the adapter and show on the card. It is not kept
+            in ``fewshot_config.json``.
         versions: library name to version, at the time of training.
         hub_datasets: ids of those of the data sets that came from the Hub; the card links to these alone.
         kind: what an example is, ``"text"`` or ``"image"``.
@@ -75,7 +75,7 @@ class AdapterInfo:
     command: str | None = None
     language: list[str] = field(default_factory=list)
     license: str | None = None
-    learning_curve: str | Path | None = None
+    learning_curve: str | Path | bytes | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     hub_datasets: list[str] = field(default_factory=list)
     kind: str = "text"
@@ -175,6 +175,8 @@ def read_manifest(folder: Path) -> tuple[FewShotConfig, AdapterInfo]:
         results = read_json(folder / RESULTS_NAME)
         _check_lengths(str(folder / RESULTS_NAME), results)
         info.results = results
+    if (folder / CURVE_NAME).is_file():
+        info.learning_curve = (folder / CURVE_NAME).read_bytes()
     return config, info
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fewshot_nlp.training.resume import save
 
 if TYPE_CHECKING:
@@ -54,10 +56,12 @@ class Listener:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A block in which a first signal does no more than be heard."""
+        """A block in which a first signal does no more than be heard; one that the block did not act on comes again."""
         self.heard = 0
         with handled_by(self._hear):
             yield
+        if self.heard:
+            signal.raise_signal(self.heard)
 
     def _hear(self, number: int, frame: object) -> None:
         if not self.heard:
@@ -77,6 +81,13 @@ def leaving_at_once(words: str) -> Iterator[None]:
 
     with handled_by(obey):
         yield
+
+
+def leave_if_told(trainer: FewShotTrainer) -> None:
+    """``leave``, on all ranks, where any of them has heard a signal since its last micro-round, in a validation say."""
+    heard = torch.tensor([float(trainer.listener.heard)], device=trainer.accelerator.device)
+    if trainer.accelerator.reduce(heard, reduction="sum").item():
+        leave(trainer)
 
 
 def leave(trainer: FewShotTrainer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub.files import STAGING
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.checkpoint import (
+    PREFIX,
     PROGRESS,
     STATE,
     Checkpoint,
@@ -43,6 +43,7 @@ from fewshot_nlp.training.optimization import (
     optimizer_tensors,
     scheduler_state,
 )
+from fewshot_nlp.training.validation import digest
 
 if TYPE_CHECKING:
     from fewshot_nlp.training.trainer import FewShotTrainer
@@ -75,7 +76,7 @@ def save(trainer: FewShotTrainer) -> None:
     args, state = trainer.args, trainer.state
     if trainer.accelerator.is_main_process:
         if state.best_global_step is not None:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"{PREFIX}{state.best_global_step}")
         progress = {
             "scheduler": scheduler_state(trainer.scheduler),
             "meter": trainer.meter.state(),
@@ -85,6 +86,7 @@ def save(trainer: FewShotTrainer) -> None:
             # Of its own accord, before the last step; a run that was stopped from outside goes on.
             "stopped": trainer.control.should_training_stop and state.global_step < state.max_steps,
             "run": _run_of(trainer),
+            "validation": trainer.validation,
         }
         tensors = optimizer_tensors(trainer.optimizer, trainer.params)
         checkpoint = Checkpoint(trainer.params, tensors, asdict(state), progress)
@@ -118,35 +120,67 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
         setattr(trainer.state, name, getattr(own, name))
     if trainer.accelerator.is_main_process:
         _begin(trainer.args, trainer.state.log_history)
+    _take_over_best(trainer, progress.get("validation", {}), folder)
 
 
-def check_resumable(trainer: FewShotTrainer) -> None:
-    """Raise ``ValueError`` where ``restore`` would, for the checkpoint that ``trainer.args`` name, if they name one."""
-    folder = resume_folder(trainer.args, None)
-    if folder is not None:
-        _read_own(trainer, folder)
+def check_resumable(trainer: FewShotTrainer, folder: Path) -> None:
+    """Raise ``ValueError`` where ``restore`` would."""
+    _read_own(trainer, folder)
 
 
 def load_best(trainer: FewShotTrainer) -> int | None:
-    """Give ``trainer`` the parameters of the best validation, if they are on the disk.
+    """Give ``trainer`` the parameters of the best validation, if there is one that can be read.
 
     Returns:
         Their step; 0 is the untrained start.
     """
     trainer.accelerator.wait_for_everyone()
     best = trainer.state.best_global_step
-    folder = next((f for f in list_checkpoints(trainer.args.output_dir) if step_of(f) == best), None)
-    if folder is None:
+    if best is None:
         return None
     try:
-        found = read_checkpoint(folder).params
-    except DamagedCheckpoint as error:
-        warnings.warn(f"{error} The parameters of the last step are used instead.", stacklevel=3)
+        found = read_checkpoint(Path(trainer.args.output_dir) / f"{PREFIX}{best}").params
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        _forget_best(trainer, f"{error} The parameters of the last step are used instead.")
         return None
     with torch.no_grad():
         for name, param in trainer.params.items():
             param.copy_(found[name])
     return best
+
+
+def _take_over_best(trainer: FewShotTrainer, validation: Mapping[str, Any], folder: Path) -> None:
+    """Keep the best step of the run that wrote ``folder`` where what comes can be compared with it, and where it is
+    there to be loaded at the end."""
+    best, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
+    if best is None:
+        return None
+    changed = [name for name, value in trainer.validation.items() if validation.get(name, value) != value]
+    if changed:
+        return _forget_best(
+            trainer,
+            f"{folder} was validated with other {', '.join(changed)}: its best step, {best}, does not compare with "
+            f"those to come, and is dropped. Resume with the settings of that run to keep it.",
+        )
+    if not trainer.args.load_best_model_at_end:
+        return None
+    # The path that the checkpoint records is of another time, or of a stranger's.
+    found = next((each for each in list_checkpoints(folder.parent) if step_of(each) == best), None)
+    try:
+        if found is None:
+            raise FileNotFoundError(f"There is no {PREFIX}{best} beside it.")
+        if folder.parent.resolve() != output_dir.resolve():
+            checkpoint = _read_own(trainer, found)
+            if trainer.accelerator.is_main_process:
+                write_checkpoint(output_dir, best, checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        _forget_best(trainer, f"The best step of {folder}, {best}, cannot be loaded, and is dropped: {error}")
+
+
+def _forget_best(trainer: FewShotTrainer, why: str) -> None:
+    warnings.warn(why, stacklevel=4)
+    state = trainer.state
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | None) -> Path | None:
@@ -175,10 +209,13 @@ def resume_folder(args: FewShotTrainingArguments, wanted: str | Path | bool | No
     return found
 
 
-def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) -> None:
-    """Raise ``ValueError`` where a new run would mix its files with those of another run or model.
+def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = (), resumed: bool = False) -> None:
+    """Raise ``ValueError`` where a run would mix its files with those of another run or model.
 
-    ``names`` are files that it will write beside its checkpoints.
+    Args:
+        args: of the run.
+        names: files that it will write beside its checkpoints.
+        resumed: it goes on from a checkpoint.
     """
     folder = Path(args.output_dir)
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -194,7 +231,7 @@ def check_output_dir(args: FewShotTrainingArguments, names: Iterable[str] = ()) 
         )
     found = _own_files(folder)
     same_names = [name for name in names if (folder / name).exists()]
-    if (found or same_names) and not args.overwrite_output_dir and resume_folder(args, None) is None:
+    if (found or same_names) and not args.overwrite_output_dir and not resumed:
         held = f"another run ({found[-1]})" if found else f"files that the run would replace ({', '.join(same_names)})"
         # With auto it has been looked for, and not found.
         sound = str(args.resume_from_checkpoint).lower() != "auto" and find_checkpoint(folder) is not None
@@ -261,7 +298,7 @@ def _run_of(trainer: FewShotTrainer) -> dict[str, Any]:
     method = getattr(trainer.learner, "config", None)
     if isinstance(method, FewShotConfig):
         settings |= method.to_dict()
-    return {**settings, "first_episodes": hashlib.sha256(repr(first).encode()).hexdigest()[:16]}
+    return {**settings, "first_episodes": digest(first)}
 
 
 def _check_same_run(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:

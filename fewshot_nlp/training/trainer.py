@@ -21,7 +21,7 @@ from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.callbacks import callbacks_of
 from fewshot_nlp.training.faults import read_episode, together
-from fewshot_nlp.training.interrupts import Listener
+from fewshot_nlp.training.interrupts import Listener, leave_if_told
 from fewshot_nlp.training.meter import Meter
 from fewshot_nlp.training.metrics_log import append_report
 from fewshot_nlp.training.optimization import build_optimizer, build_scheduler
@@ -33,6 +33,7 @@ from fewshot_nlp.training.validation import (
     check_unlabelled,
     check_validation,
     is_better,
+    kind_of_validation,
     metric_key,
     score_of,
     validation_metrics,
@@ -75,6 +76,7 @@ class FewShotTrainer:
     Attributes:
         params: the meta-parameters by name, as they are now.
         state, control: transformers' ``TrainerState`` and ``TrainerControl``.
+        validation: what, beside the method, makes its validations comparable with those of another run.
         skipped_steps: steps left out because their loss or gradient was not finite.
 
     Raises:
@@ -96,9 +98,9 @@ class FewShotTrainer:
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
         self.listener = Listener()
-        self.eval_specs = {
-            name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in (eval_samplers or {}).items()
-        }
+        samplers = eval_samplers or {}
+        self.eval_specs = {name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in samplers.items()}
+        self.validation = kind_of_validation(args, self.eval_specs, samplers.values())
         self.score = score_of(learner)
         check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)
@@ -175,6 +177,7 @@ class FewShotTrainer:
             self._save()
         while self.state.global_step < self.args.max_steps and not self.control.should_training_stop:
             self._train_step()
+        leave_if_told(self)
         self._notify("on_epoch_end")
         loaded = load_best(self) if self.args.load_best_model_at_end else None
         seconds = time.perf_counter() - started

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fewshot_nlp.evaluation import EvaluationResult
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
+from fewshot_nlp.types import EpisodeSpec
 
 
 def metric_key(metric: str) -> str:
@@ -69,6 +71,23 @@ def check_validation(args: FewShotTrainingArguments, names: Iterable[str], score
         raise ValueError(
             f"metric_for_best_model={args.metric_for_best_model!r} is not measured. Use one of: {', '.join(known)}."
         )
+
+
+def kind_of_validation(
+    args: FewShotTrainingArguments, specs: Mapping[str, Sequence[EpisodeSpec]], samplers: Iterable[Any]
+) -> dict[str, Any]:
+    """What two validations have in common of which one can be called better."""
+    pools = [[pool.fingerprint for pool in getattr(sampler, "pools", {}).values()] for sampler in samplers]
+    return {
+        "metric_for_best_model": metric_key(args.metric_for_best_model),
+        "greater_is_better": args.greater_is_better,
+        "validation episodes": digest((specs, pools)),
+    }
+
+
+def digest(value: Any) -> str:
+    """A hash of what ``value`` shows."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def is_better(args: FewShotTrainingArguments, value: float, best: float | None) -> bool:

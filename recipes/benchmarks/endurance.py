@@ -14,13 +14,12 @@ other programs took.
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from small import RECIPES, SHORT, small_backbone
+from small import RECIPES, SHORT, make_empty, small_backbone
 
 from fewshot_nlp.cli.parser import parse
 from fewshot_nlp.cli.train import prepare
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--output_dir", type=Path, default=Path("output/endurance"))
     chosen = parser.parse_args()
-    shutil.rmtree(chosen.output_dir, ignore_errors=True)
+    make_empty(chosen.output_dir, "endurance")
     backbone = small_backbone(chosen.output_dir / "backbone")
     titles = ("method", "", "MB per 1,000 episodes", "MB at the end", "processor ms an episode, by tenths")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")

@@ -31,7 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from small import RECIPES, SHORT, small_backbone
+from small import RECIPES, SHORT, make_empty, small_backbone
 
 from fewshot_nlp.cli.train import main as train
 from fewshot_nlp.training.checkpoint import PARTIAL, list_checkpoints
@@ -194,8 +194,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("output/kills"))
     chosen = parser.parse_args()
-    shutil.rmtree(chosen.output_dir, ignore_errors=True)
-    chosen.output_dir.mkdir(parents=True)
+    make_empty(chosen.output_dir, "kills")
     rows, wrong = [], []
     for name in chosen.recipes:
         (chosen.output_dir / name).mkdir()

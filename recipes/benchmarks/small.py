@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +19,20 @@ SHORT = shlex.split(
     "--load_best_model_at_end true --test_episodes 4 --baseline_episodes 2 --baseline_steps 2 --disable_tqdm true "
     "--use_cpu true --cpu_threads 1"
 )
+
+
+def make_empty(folder: Path, script: str) -> None:
+    """Make ``folder``, or delete what ``script`` left there before.
+
+    Raises:
+        SystemExit: what is there is not the script's own.
+    """
+    mark = folder / f".{script}"
+    if folder.exists() and not mark.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SystemExit(f"error: --output_dir {folder} holds what {script}.py did not make. Name another or empty it.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
 
 
 def small_backbone(folder: Path) -> Path:

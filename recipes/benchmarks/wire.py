@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file
-from small import RECIPES, SHORT, small_backbone
+from small import RECIPES, SHORT, make_empty, small_backbone
 
 HOSTS = ("10.77.0.1", "10.77.0.2")
 RANKS = len(HOSTS)
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--lora_r", type=int, default=16)
     parser.add_argument("--output_dir", type=Path, default=Path("output/wire"))
     chosen = parser.parse_args()
-    shutil.rmtree(chosen.output_dir, ignore_errors=True)
+    make_empty(chosen.output_dir, "wire")
     out = chosen.output_dir.resolve()
     arguments = [*SHORT, "--model_name_or_path", str(small_backbone(out / "backbone")), "--lora_r", str(chosen.lora_r)]
     # One start of the schedule, whatever the length: the steps of the short run are the first of the long one.

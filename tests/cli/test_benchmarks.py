@@ -145,3 +145,25 @@ def test_what_was_trained_answers_otherwise(monkeypatch, tmp_path, bert_folder, 
     monkeypatch.setattr(script, "prepare", None)
     script.main()
     assert capsys.readouterr().out.rsplit("\n| method", 1)[1] == first
+
+
+@pytest.mark.parametrize("name", ["endurance", "kills", "wire"])
+def test_what_a_script_did_not_make_is_not_deleted(name, monkeypatch, tmp_path):
+    script, folder = load(name, monkeypatch), tmp_path / "out"
+
+    class Begun(Exception):
+        """The script has emptied its folder."""
+
+    def begun(*args):
+        raise Begun
+
+    monkeypatch.setattr(script, "small_backbone", begun)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output_dir", str(folder)])
+    for _ in range(2):
+        with pytest.raises(Begun):
+            script.main()
+        (folder / "left").mkdir()
+    (folder / f".{name}").unlink()
+    with pytest.raises(SystemExit, match=rf"error: --output_dir {folder} holds what {name}\.py did not make"):
+        script.main()
+    assert (folder / "left").is_dir()

@@ -63,7 +63,7 @@ def test_sigterm_leaves_and_the_same_command_goes_on(tiny, tmp_path, whole, monk
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", ["load_pools_from_config", "build_learner", "check_resumable"])
+@pytest.mark.parametrize("at", ["load_pools_from_config", "build_learner", "FewShotTrainer"])
 def test_a_signal_before_training_leaves_in_one_line(tiny, tmp_path, monkeypatch, capsys, number, at):
     loaded = getattr(train, at)
 
@@ -121,3 +121,15 @@ def test_gradients_that_are_not_finite_are_one_line(tiny, tmp_path):
     with diverges, pytest.raises(SystemExit, match=r"^error: 2 steps in a row .* Step 2 is saved"):
         main([*tiny, *SAVING, *wild])
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
+def test_a_curve_that_cannot_be_drawn_takes_nothing_with_it(tiny, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(train, "learning_curve", full)
+    with pytest.warns(UserWarning, match=r"learning_curve\.png cannot be drawn: .*File too large"):
+        main([*tiny, *SAVING])
+    out = tmp_path / "out"
+    assert (out / "results.json").is_file() and (out / "adapter_model.safetensors").is_file()
+    assert "learning_curve" not in (out / "README.md").read_text() and not (out / "learning_curve.png").exists()

@@ -16,7 +16,9 @@ from matplotlib.image import imread
 from PIL import Image
 
 from fewshot_nlp.classifier import FewShotClassifier
+from fewshot_nlp.cli import report
 from fewshot_nlp.cli.parser import parse
+from fewshot_nlp.cli.train import main
 from fewshot_nlp.data import load_pools
 from fewshot_nlp.learners import build_learner
 from tests.tiny import tiny_resnet
@@ -97,6 +99,19 @@ def test_other_examples_than_the_backbone_takes_are_one_error(folders, kind, exa
             fitted.predict(examples)
 
 
+def test_a_picture_that_cannot_be_drawn_takes_nothing_with_it(class_folders, folders, tmp_path, monkeypatch, capsys):
+    def half(path, *args):
+        path.write_bytes(b"half")
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(report, "draw_episode", half)
+    given = ["--dataset_name", str(class_folders), "--output_dir", str(tmp_path / "out"), *shlex.split(TINY)]
+    with pytest.warns(UserWarning, match=r"episode\.png cannot be drawn: .*File too large"):
+        main([*given, "--model_name_or_path", folders["image"]], ROOT / "recipes" / "image_maml.yaml")
+    assert (tmp_path / "out" / "results.json").is_file() and not (tmp_path / "out" / "episode.png").exists()
+    assert "episode.png" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("n", "lost"), [(0, "bottom"), (1, "bottom"), (2, "top")])
 def test_a_class_without_an_image_is_one_error(folders, n, lost):
     classes = ["top", "middle", "bottom"]
@@ -109,8 +124,6 @@ def test_a_class_without_an_image_is_one_error(folders, n, lost):
 
 
 def test_images_to_a_text_backbone_are_an_error_before_training(class_folders, bert_folder, tmp_path, capsys):
-    from fewshot_nlp.cli.train import main
-
     given = ["--dataset_name", str(class_folders), "--output_dir", str(tmp_path), *shlex.split(TINY)]
     message = r"holds images, and the encoder takes texts\. Use a backbone for images"
     with pytest.raises(SystemExit, match=message):

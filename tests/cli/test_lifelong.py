@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
+from fewshot_nlp.cli import lifelong
 from fewshot_nlp.cli.lifelong import main, parse_stream, prepare
-from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.hub import FewShotAdapter, files
 from fewshot_nlp.training.interrupts import Interrupted
 from tests.tiny import WORDS
 
@@ -136,3 +137,23 @@ def test_a_stream_that_is_told_to_leave_says_so(part, tiny, monkeypatch, capsys)
 def test_a_stream_has_no_clusters_and_no_covariance(name, value, tiny):
     with pytest.raises(SystemExit, match=f"{name}={value} is not for a stream"):
         main([*tiny, f"--{name}", value])
+
+
+def test_a_matrix_that_cannot_be_drawn_takes_nothing_with_it(tiny, tmp_path, monkeypatch, capsys):
+    def half(path, *args):
+        path.write_bytes(b"half")
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(lifelong, "draw_matrix", half)
+    with pytest.warns(UserWarning, match=r"accuracy_matrix_1-shot\.png cannot be drawn: .*File too large"):
+        main([*tiny, "--eval_k_shots", "1"], ROOT / "recipes" / "lifelong.yaml")
+    assert "forgetting" in capsys.readouterr().out and not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line(tiny, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.shutil, "copymode", full)
+    with pytest.raises(SystemExit, match=r"^error: The adapter cannot be saved to .*No space left on device"):
+        main(tiny, ROOT / "recipes" / "lifelong.yaml")

@@ -40,6 +40,15 @@ def test_the_recipe_leaves_a_picture_and_a_network(run, capsys):
     assert FewShotAdapter.from_pretrained(out).config.task == "regression"
 
 
+def test_the_recipe_replaces_no_folder_unasked(run):
+    argv = ("--max_steps", "1", "--test_episodes", "2")
+    before = (run("sinusoid.py", *argv) / "fewshot_params.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match=r"error: .* holds another run .* overwrite_output_dir: true beside"):
+        run("sinusoid.py", *argv, "--seed", "1")
+    out = run("sinusoid.py", *argv, "--seed", "1", "--overwrite_output_dir", "true")
+    assert (out / "fewshot_params.safetensors").read_bytes() != before
+
+
 def test_the_benchmark_measures_a_method_once(run, capsys):
     argv = ("--methods", "maml", "meta_sgd", "--max_steps", "2", "--test_episodes", "3", "--meta_batch_size", "2")
     argv = (*argv, "--validation_episodes", "1")

@@ -17,11 +17,13 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from fewshot_nlp.cli import train
 from fewshot_nlp.cli.parser import parse, read_yaml
 from fewshot_nlp.cli.train import main
 from fewshot_nlp.config import LEARNERS
 from fewshot_nlp.hub import FewShotAdapter
-from tests.hub.hub_server import HubServer
+from fewshot_nlp.training import resume
+from tests.hub.hub_server import HubServer, Repo
 
 ROOT = Path(__file__).parents[2]
 #: Those that run ``cli.train``; a recipe of another story has tests of its own.
@@ -136,14 +138,17 @@ def test_saved_parameters_are_those_of_the_best_validation(tiny, tmp_path):
     assert any(not torch.equal(saved[name], start[name]) for name in saved)
 
 
-def test_resumed_run_ends_with_the_same_files(tiny, tmp_path):
+def test_resumed_run_ends_with_the_same_files(tiny, tmp_path, monkeypatch):
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--adapter", "lora"]
     main([*tiny, *saving])
     adapter = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
     AcceleratorState._reset_state(reset_partial_state=True)
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    found, find = [], resume.find_checkpoint
+    monkeypatch.setattr(resume, "find_checkpoint", lambda folder: found.append(find(folder)) or found[-1])
     main([*tiny, *saving, "--resume_from_checkpoint", "true"])
+    assert found == [tmp_path / "out" / "checkpoint-2"]
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == adapter
 
 
@@ -212,19 +217,32 @@ def test_console_script_takes_a_recipe(tiny, tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize("token", ["hf_writewritewrite", "hf_readreadread"])
-def test_push_at_the_end_or_refusal_before_the_start(tiny, tmp_path, token):
+@pytest.mark.parametrize(
+    ("token", "present", "refusal"),
+    [
+        ("hf_writewritewrite", None, None),
+        ("hf_writewritewrite", ["fewshot_config.json"], None),
+        ("hf_readreadread", None, "403"),
+        ("hf_readreadread", ["fewshot_config.json"], "error: The token may not write to 'tester/mine': 403"),
+        ("hf_writewritewrite", ["config.json"], "error: 'tester/mine' holds another model (config.json)"),
+    ],
+)
+def test_push_at_the_end_or_refusal_before_the_start(tiny, tmp_path, token, present, refusal):
     """In a process of its own, as huggingface_hub reads where the Hub is when it is imported."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    pushing = ["--push_to_hub", "--hub_model_id", "mine", "--hub_token", token]
+    name = "mine" if present is None else "tester/mine"
+    pushing = ["--push_to_hub", "--hub_model_id", name, "--hub_token", token]
     with HubServer({"hf_writewritewrite": "write", "hf_readreadread": "read"}) as hub:
+        if present is not None:
+            hub.repos["tester/mine"] = Repo(private=False)
+            hub.repos["tester/mine"].commit("main", dict.fromkeys(present, b"{}"), "what was there")
         command = [sys.executable, str(ROOT / "recipes" / "prompt_maml.py"), *tiny, *pushing]
         environment["HF_ENDPOINT"] = hub.url
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        if "read" in token:
+        if refusal is not None:
             assert done.returncode == 1
-            assert "403" in done.stderr
+            assert refusal in done.stderr
             assert "Traceback" not in done.stderr
             assert done.stdout == ""
         else:
@@ -234,6 +252,33 @@ def test_push_at_the_end_or_refusal_before_the_start(tiny, tmp_path, token):
     assert token not in done.stdout + done.stderr
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+def test_a_push_that_fails_takes_nothing_away(tiny, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("The line is dead.")
+
+    monkeypatch.setattr(train, "_claim_repository", lambda args: "me/mine")
+    monkeypatch.setattr(FewShotAdapter, "push_to_hub", refuse)
+    out = tmp_path / "out"
+    pushed_by_hand = rf"whole in '{out}'.*from_pretrained\('{out}'\)\.push_to_hub\('me/mine'\)"
+    with pytest.raises(SystemExit, match=rf"error: The push to 'me/mine' failed .*The line is dead.*{pushed_by_hand}"):
+        main([*tiny, "--push_to_hub"])
+    assert "gain over prototypes" in capsys.readouterr().out
+    assert FewShotAdapter.from_pretrained(out).info.results is not None
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tiny, monkeypatch):
+    class Unreachable:
+        def __init__(self, token):
+            pass
+
+        def create_repo(self, *args, **kwargs):
+            raise RuntimeError("No route to host.")
+
+    monkeypatch.setattr(train, "HfApi", Unreachable)
+    with pytest.raises(SystemExit, match=r"error: The Hub cannot be asked for 'out': No route to host\. Check"):
+        main([*tiny, "--push_to_hub"])
 
 
 @pytest.mark.processes

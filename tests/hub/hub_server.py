@@ -123,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch", "write"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put", None),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify", "write"),
+        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check/write", "auth_check", "write"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info", None),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)/?", "tree", None),
         ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<file>.+)", "resolve_file", None),
@@ -244,6 +245,10 @@ class _Handler(BaseHTTPRequestHandler):
         oid, files = self._commit(repo, rev)
         siblings = [{"rfilename": path} for path in sorted(files)]
         self._json({"id": repo, "sha": oid, "private": self._repo(repo).private, "siblings": siblings})
+
+    def auth_check(self, repo: str, **_: Any) -> None:
+        self._repo(repo)
+        self._json({})
 
     def tree(self, repo: str, rev: str, **_: Any) -> None:
         entries = []

@@ -1,10 +1,12 @@
 """A saved adapter comes back to the bit, plain PEFT and transformers read it, and what is wrong with it is named."""
 
 import json
+import shutil
 
 import peft
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
@@ -312,6 +314,17 @@ def test_push_settings_without_push(saved):
     adapter = FewShotAdapter.from_pretrained(saved)
     with pytest.raises(ValueError, match="repo_id, private has a meaning only with push_to_hub=True"):
         adapter.save_pretrained(saved, repo_id="me/x", private=True)
+
+
+def test_the_learning_curve_stays_with_the_adapter(bert_folder, tmp_path):
+    curve = tmp_path / "curve.png"
+    Image.new("L", (2, 2)).save(curve)
+    trained(settings(bert_folder), info=AdapterInfo(learning_curve=curve)).save_pretrained(tmp_path / "a")
+    adapter = FewShotAdapter.from_pretrained(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    adapter.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "learning_curve.png").read_bytes() == curve.read_bytes()
+    assert "](learning_curve.png)" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_missing_curve_is_named(bert_folder, tmp_path):

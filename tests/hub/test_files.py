@@ -51,12 +51,13 @@ def test_a_save_that_fails_leaves_no_new_folder(tmp_path):
 
 
 def test_weights_of_an_earlier_save_go_and_other_files_stay(tmp_path):
-    write(tmp_path, fewshot_config__json="old", config__json="{}", model__safetensors="old", learning_curve__png="old")
+    write(tmp_path, fewshot_config__json="old", config__json="{}", model__safetensors="old", notes__txt="mine")
+    write(tmp_path, learning_curve__png="old")
     write(tmp_path / "checkpoint-10", model__safetensors="old")
     with replaced_files(tmp_path) as staging:
         write(staging, fewshot_config__json="new", adapter_config__json="{}", adapter_model__safetensors="new")
     expected = ["adapter_config.json", "adapter_model.safetensors", "checkpoint-10/model.safetensors", CONFIG_NAME]
-    assert listing(tmp_path) == [*expected, "learning_curve.png"]
+    assert listing(tmp_path) == [*expected, "notes.txt"]
 
 
 def test_another_model_is_not_overwritten(tmp_path):

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from fewshot_nlp.training import interrupts
@@ -61,6 +62,44 @@ def test_a_signal_between_two_steps_is_heard_in_the_next(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
+LAST = {**RUN, "save_steps": 100, "eval_strategy": "steps", "eval_steps": 7}
+
+
+def test_a_signal_in_the_last_validation_is_heard(tmp_path, capsys):
+    class InValidation(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as told:
+        toy_trainer(tmp_path, callbacks=[InValidation], **LAST).train()
+    assert told.value.code == 143 and "left after step 7 of 7. Saved" in capsys.readouterr().err
+    assert toy_trainer(tmp_path, **LAST).train(resume_from_checkpoint=True).global_step == 7
+
+
+def test_a_signal_that_another_rank_heard_in_the_last_validation_counts(tmp_path, monkeypatch):
+    trainer, reduce = toy_trainer(tmp_path, **LAST), Accelerator.reduce
+
+    def summed(self, tensor, **how):
+        # The other rank hears it once all steps are done.
+        told = tensor.numel() == 1 and trainer.state.global_step == 7
+        return reduce(self, tensor, **how) + (signal.SIGTERM if told else 0)
+
+    monkeypatch.setattr(Accelerator, "reduce", summed)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert (tmp_path / "checkpoint-7").is_dir()
+
+
+def test_a_signal_after_the_last_look_comes_again(tmp_path, capsys):
+    class AtTheEnd(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted), leaving_at_once("Go on."):
+        toy_trainer(tmp_path, callbacks=[AtTheEnd], **RUN).train()
+    assert capsys.readouterr().err.endswith("\nSIGTERM: Go on.\n")
+
+
 def test_without_checkpoints_it_says_so(tmp_path, capsys):
     with pytest.raises(Interrupted):
         toy_trainer(tmp_path, Tell(signal.SIGTERM, 5)).train()
@@ -80,7 +119,9 @@ def test_the_second_signal_kills_and_an_echo_of_the_first_does_not(monkeypatch):
         assert listener.heard == signal.SIGINT and not raised
         now[0] += interrupts.ECHO
         os.kill(os.getpid(), signal.SIGTERM)
-    assert raised == [(signal.SIGTERM, signal.SIG_DFL)]
+    # Killed by the second; here the block goes on to its end, and nobody has acted on the first.
+    assert raised[0] == (signal.SIGTERM, signal.SIG_DFL)
+    assert [number for number, _ in raised[1:]] == [signal.SIGINT]
 
 
 def test_where_nothing_needs_saving_the_first_signal_ends_it(capsys):

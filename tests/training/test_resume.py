@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -337,7 +339,7 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
     toy_trainer(tmp_path, **SAVING).train()
     shorter = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2}, resume_from_checkpoint="true")
     message = r"checkpoint-7 is of step 7, beyond max_steps=2.*Use a max_steps above 7, or leave resume_from"
-    for begin in (lambda: resume.check_resumable(shorter), shorter.train):
+    for begin in (lambda: resume.check_resumable(shorter, tmp_path / "checkpoint-7"), shorter.train):
         with pytest.raises(ValueError, match=message):
             begin()
     again = toy_trainer(tmp_path, **{**SAVING, "max_steps": 2})
@@ -363,3 +365,67 @@ def test_a_damaged_best_leaves_the_last_parameters(tmp_path):
     with pytest.warns(UserWarning, match="damaged.*last step"):
         trainer.train()
     assert trainer.state.global_step == 6
+    assert trainer.state.best_global_step is None
+
+
+BEST = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+BEST |= {"load_best_model_at_end": True, "save_total_limit": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model, greater_is_better"),
+        ({"greater_is_better": False}, "greater_is_better"),
+        ({"eval_episodes": 5}, "validation episodes"),
+    ],
+)
+def test_a_best_that_cannot_be_compared_is_dropped(tmp_path, changed, named):
+    toy_trainer(tmp_path, **BEST).train()
+    resumed = toy_trainer(tmp_path, **{**BEST, "max_steps": 8}, **changed)
+    with pytest.warns(UserWarning, match=f"checkpoint-6 was validated with other {named}: its best step"):
+        resumed.train(resume_from_checkpoint=True)
+    # Whatever the new validation found was the first.
+    assert resumed.state.best_global_step == 8
+
+
+def test_a_best_of_other_texts_is_dropped(tmp_path):
+    class Pooled(ToySampler):
+        def __init__(self, fingerprint):
+            super().__init__("validation")
+            self.pools = {"toy": SimpleNamespace(fingerprint=fingerprint)}
+
+    def trainer(fingerprint, steps):
+        args = toy_args(tmp_path, **{**BEST, "max_steps": steps})
+        return FewShotTrainer(ToyLearner(), args, ToySampler(), toy_reader, {"1-shot": Pooled(fingerprint)})
+
+    trainer("a", 4).train()
+    trainer("a", 6).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match="other validation episodes"):
+        trainer("b", 8).train(resume_from_checkpoint=True)
+
+
+def test_the_best_comes_along_to_another_folder(tmp_path):
+    # Accuracy rises, so with greater_is_better=False the first validation is the best.
+    settings = {**BEST, "greater_is_better": False, "save_total_limit": None}
+    first = toy_trainer(tmp_path / "a", **settings)
+    first.train()
+    best = read_checkpoint(tmp_path / "a" / "checkpoint-2").params["head.w"]
+    resumed = toy_trainer(tmp_path / "b", **{**settings, "max_steps": 8})
+    resumed.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-6")
+    assert resumed.state.best_global_step == 2 and torch.equal(resumed.params["head.w"], best)
+    assert [path.name for path in list_checkpoints(tmp_path / "b")] == ["checkpoint-2", "checkpoint-8"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "damaged"])
+def test_a_best_that_is_gone_is_dropped(tmp_path, left):
+    settings = {**BEST, "greater_is_better": False, "save_total_limit": None}
+    toy_trainer(tmp_path / "a", **settings).train()
+    if left == "nothing":
+        shutil.rmtree(tmp_path / "a" / "checkpoint-2")
+    else:
+        (tmp_path / "a" / "checkpoint-2" / "params.safetensors").write_bytes(b"")
+    resumed = toy_trainer(tmp_path / "b", **{**settings, "max_steps": 8})
+    with pytest.warns(UserWarning, match=r"The best step of .*checkpoint-6, 2, cannot be loaded, and is dropped: .*-2"):
+        resumed.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-6")
+    assert resumed.state.best_global_step == 8

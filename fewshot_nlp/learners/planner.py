@@ -239,8 +239,10 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
     }
     # What the first pass ever brings into memory, weights from their file above all, is the model's.
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
+    forget_peak(device)
+    idle = resident(device)
     if not isinstance(learner, GradientLearner):
-        found["left_bytes"] = _left_behind(learner, params, [episode], device)
+        found["left_bytes"] = _left_behind(learner, params, [episode], device, idle)
         return {**found, "estimators": {"none": _points([(learner, 0)], [episode], device)}}
     estimator, steps = learner.estimator_name, config.inner_steps
     support = learner._known(episode.support)
@@ -265,7 +267,7 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
         most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
     found["most_at_once"] = most
     several = [episode, *(example_episode(learner, **shape, seed=seed) for seed in range(1, most))]
-    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device)
+    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device, idle)
     tried = {each: _points(loops[each], several, device) for each in loops}
     found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
     return found
@@ -280,13 +282,13 @@ def _takes(learner: BaseLearner, estimator: str) -> bool:
     return True
 
 
-def _left_behind(learner: BaseLearner, params: dict[str, Tensor], episodes: list[Episode], device: str) -> int:
-    """Bytes that the first step ever leaves in memory: buffers of libraries and of threads."""
-    forget_peak(device)
-    before = resident(device)
+def _left_behind(
+    learner: BaseLearner, params: dict[str, Tensor], episodes: list[Episode], device: str, idle: int
+) -> int:
+    """Bytes that the first step ever leaves in memory, above ``idle``: buffers of libraries and of threads."""
     _gradient(learner, params, episodes)
     forget_peak(device)
-    return max(resident(device) - before, 0)
+    return max(resident(device) - idle, 0)
 
 
 def _points(loops: Sequence[tuple[BaseLearner, int]], episodes: list[Episode], device: str) -> list[dict[str, float]]:

@@ -99,11 +99,12 @@ def prepare(settings: StreamSettings) -> StreamRun:
             f"clusters_per_class={episodes.clusters_per_class} is not for a stream, whose stages are classes. Leave it "
             f"out."
         )
-    if config.whiten_features:
-        raise ValueError(
-            f"whiten_features={config.whiten_features} is not for a stream, whose classes are not known at its "
-            f"start. Leave it out."
-        )
+    for name in ("whiten_features", "center_features"):
+        if getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)} is not for a stream, whose classes are not known at its start. Leave "
+                f"it out."
+            )
     with accelerator.main_process_first():
         stages = hold_out(_arriving(episodes, lifelong), lifelong.held_out, episodes.split_seed)
     check_stream(args, lifelong, [stage.name for stage in stages])

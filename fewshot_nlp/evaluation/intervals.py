@@ -47,20 +47,26 @@ class Interval:
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean of ``values`` with Student's t interval, ``t(0.975, n - 1) · s / √n``.
 
+    Of values ``[T, n]``, such as those of ``T`` stages, it is the mean over these very stages: what lies between them
+    is no noise, and ``t(0.975, ν) · √(Σ_j s_j² / n) / T`` has the degrees of freedom of Welch and Satterthwaite.
+
     Raises:
         ValueError: no values, or a value that is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
+    if array.ndim not in (1, 2) or not array.size:
         raise ValueError(f"values of shape {array.shape} must be a list of 1 number or more. Evaluate some episodes.")
     if not np.isfinite(array).all():
         position = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"values[{position}]={array[position]} must be finite. Leave that episode out.")
-    n = int(array.size)
+        raise ValueError(f"values[{position}]={array.flat[position]} must be finite. Leave that episode out.")
+    parts = np.atleast_2d(array)
+    count, n = parts.shape
     if n == 1:
-        return Interval(float(array[0]), None, 1)
-    error = float(array.std(ddof=1)) / math.sqrt(n)
-    return Interval(float(array.mean()), float(stats.t.ppf(0.975, n - 1)) * error, n)
+        return Interval(float(array.mean()), None, array.size)
+    squares = parts.var(axis=1, ddof=1) / n
+    freedom = (n - 1) * squares.sum() ** 2 / (squares**2).sum() if squares.any() else n - 1
+    error = math.sqrt(squares.sum()) / count
+    return Interval(float(array.mean()), float(stats.t.ppf(0.975, freedom)) * error, array.size)
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float]) -> Interval:

@@ -8,7 +8,8 @@ and ``T`` stages, after Lopez-Paz and Ranzato 2017 (arXiv:1706.08840) and Chaudh
     forward transfer   1/(T-1) Σ_{j>1} R[j-1][j] - R[0][j]
     forgetting         1/(T-1) Σ_{j<T} max_{1≤i<T} R[i][j] - R[T][j]
 
-Every row answers the same episodes, so differences are taken episode by episode, and the intervals are those of pairs.
+Every row answers the same episodes, so differences are taken episode by episode, and the intervals are those of pairs,
+for the mean over the stages at hand: what lies between stages is no noise.
 """
 
 from __future__ import annotations
@@ -59,19 +60,19 @@ class AccuracyMatrix:
 
     @property
     def average_accuracy(self) -> Interval:
-        return mean_interval(self.accuracies[-1].ravel())
+        return mean_interval(self.accuracies[-1])
 
     @property
     def backward_transfer(self) -> Interval:
         """What later stages added to the accuracy on earlier ones; below zero where they took away."""
         past = np.arange(len(self.stages) - 1)
-        return mean_interval((self.accuracies[-1, past] - self.accuracies[past + 1, past]).ravel())
+        return mean_interval(self.accuracies[-1, past] - self.accuracies[past + 1, past])
 
     @property
     def forward_transfer(self) -> Interval:
         """What earlier stages added, over the untrained start, to the accuracy on a stage not yet learned."""
         later = np.arange(1, len(self.stages))
-        return mean_interval((self.accuracies[later, later] - self.accuracies[0, later]).ravel())
+        return mean_interval(self.accuracies[later, later] - self.accuracies[0, later])
 
     @property
     def forgotten(self) -> np.ndarray:
@@ -83,7 +84,7 @@ class AccuracyMatrix:
     @property
     def forgetting(self) -> Interval:
         """The interval takes for given after which stage each was at its best."""
-        return mean_interval(self.forgotten.ravel())
+        return mean_interval(self.forgotten)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"stages", "episodes", "start": [...], "matrix": [[...]], "average_accuracy": {"mean", "ci95"}, ...}``."""

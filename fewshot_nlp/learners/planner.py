@@ -154,10 +154,10 @@ def plan(
     trial = json.loads(run.stdout.splitlines()[-1])
     if "refused" in trial:
         raise (OSError if trial["kind"] == "OSError" else ValueError)(trial["refused"])
-    return _plan(config, trial, meta_batch_size * gradient_accumulation_steps)
+    return _plan(config, trial, meta_batch_size, gradient_accumulation_steps)
 
 
-def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
+def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int, rounds: int = 1) -> Plan:
     """From the figures of short loops to those of the loops that training has."""
     steps, options, together = config.inner_steps, list[Option](), trial["most_at_once"]
     for estimator, points in trial["estimators"].items():
@@ -174,12 +174,13 @@ def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int) -> Plan:
             # Every step that is run again starts from fast weights that were kept.
             gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + beside) / 2**30
             each = seconds[0] + seconds[1] * steps + again * twice
-            options.append(Option(name, size, gigabytes, each * episodes))
+            options.append(Option(name, size, gigabytes, each * episodes * rounds))
         if together > 1:
             memory = _line({point["steps"]: point["together_bytes"] for point in points})
             seconds = _line({point["steps"]: point["together_seconds"] for point in points})
             gigabytes = (memory[0] + memory[1] * steps + beside) / 2**30
-            total = (seconds[0] + seconds[1] * steps) * -(-episodes // together)
+            # No two go together that are of different micro-rounds.
+            total = (seconds[0] + seconds[1] * steps) * -(-episodes // together) * rounds
             options.append(Option(name, steps if graphs else None, gigabytes, total, together))
     first = next(iter(trial["estimators"]))
     same = [option for option in options if option.estimator == (None if first == "none" else first)]

@@ -171,7 +171,9 @@ class VerbalizerHead(LinearHead):
         bias = features.new_zeros(n_way)
         if self.config.calibrate and known.any():
             said = self._centred(features[known]) @ weight.T
-            bias = bias - class_means(said, labels[known], n_way).mean(dim=0)
+            # Of the classes that have examples: a task may be told the others by name alone.
+            found, own = labels[known].unique(return_inverse=True)
+            bias = bias - class_means(said, own, len(found)).mean(dim=0)
         # A view, so that a gradient with respect to the weights does not see that the biases were made from them, too.
         return {WEIGHT: weight.view_as(weight), BIAS: bias}
 

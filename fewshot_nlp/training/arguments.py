@@ -54,7 +54,7 @@ class FewShotTrainingArguments:
     gradient_accumulation_steps: int = _help("Micro-rounds in one optimiser step.", 1)
     optim: str = _help(f"Outer optimiser: {', '.join(OPTIMIZERS)}.", "adamw")
     learning_rate: float = _help("Step size of the outer optimiser at its highest.", 1e-3)
-    weight_decay: float = _help("Decoupled weight decay (AdamW) or L2 penalty (SGD).", 0.0)
+    weight_decay: float = _help("Decoupled weight decay (AdamW) or L2 penalty (SGD) of what is a matrix.", 0.0)
     adam_beta1: float = _help("First-moment decay of AdamW.", 0.9)
     adam_beta2: float = _help("Second-moment decay of AdamW.", 0.999)
     adam_epsilon: float = _help("Epsilon of AdamW.", 1e-8)

@@ -13,17 +13,25 @@ from transformers import get_scheduler
 
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 
+#: Owners of meta-parameters that never decay.
+_AT_REST = ("rule.", "features.")
+
 
 def build_optimizer(params: Mapping[str, nn.Parameter], args: FewShotTrainingArguments) -> Optimizer:
-    """AdamW or plain SGD over the meta-parameters."""
+    """AdamW or plain SGD over the meta-parameters.
+
+    As transformers' trainer has it, biases and the scales of norms do not decay, nor does whatever else is no matrix,
+    such as the scale of the logits; nor learned rates, and what is subtracted from features.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, param in params.items():
+        decays = param.dim() > 1 and not name.startswith(_AT_REST)
+        groups.setdefault(args.weight_decay if decays else 0.0, []).append(param)
+    settings = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
     if args.optim == "sgd":
-        return torch.optim.SGD(params.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
+        return torch.optim.SGD(settings, lr=args.learning_rate)
     return torch.optim.AdamW(
-        params.values(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
+        settings, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
     )
 
 

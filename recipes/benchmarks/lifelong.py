@@ -99,14 +99,14 @@ def main() -> None:
         )
         for variant in chosen.variants
     }
-    start = next(iter(found.values())).accuracies[0].ravel()
+    start = next(iter(found.values())).accuracies[0]
     print(f"\nUntrained, all stages: {shown(mean_interval(start))}\n")
     print("| | average accuracy | backward transfer | forward transfer | forgetting |\n|---|---|---|---|---|")
     for variant, matrix in found.items():
         figures = (matrix.average_accuracy, matrix.backward_transfer, matrix.forward_transfer, matrix.forgetting)
         print(f"| {variant} | " + " | ".join(map(shown, figures)) + " |")
     if {"naive", "replay"} <= found.keys():
-        rest = mean_interval((found["naive"].forgotten / 2 - found["replay"].forgotten).ravel())
+        rest = mean_interval(found["naive"].forgotten / 2 - found["replay"].forgotten)
         print(f"\nHalf of what naive forgets, minus what replay forgets: {shown(rest)}")
 
 

@@ -133,8 +133,10 @@ def test_a_stream_that_is_told_to_leave_says_so(part, tiny, monkeypatch, capsys)
     assert "SIGTERM: left " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "value"), [("clusters_per_class", "2"), ("whiten_features", "0.1")])
-def test_a_stream_has_no_clusters_and_no_covariance(name, value, tiny):
+@pytest.mark.parametrize(
+    ("name", "value"), [("clusters_per_class", "2"), ("whiten_features", "0.1"), ("center_features", "True")]
+)
+def test_a_stream_has_no_clusters_no_centre_and_no_covariance(name, value, tiny):
     with pytest.raises(SystemExit, match=f"{name}={value} is not for a stream"):
         main([*tiny, f"--{name}", value])
 

@@ -23,7 +23,7 @@ def test_figures_are_those_of_the_papers():
     assert result.forward_transfer.mean == pytest.approx(((0.5 - 0.3) + (0.5 - 0.4)) / 2)
     assert result.forgetting.mean == pytest.approx(((0.9 - 0.7) + (0.8 - 0.6)) / 2)
     assert result.backward_transfer.ci95 == pytest.approx(0, abs=1e-9)
-    assert result.average_accuracy.ci95 == mean_interval(result.accuracies[-1].ravel()).ci95 > 0
+    assert result.average_accuracy.ci95 == mean_interval(result.accuracies[-1]).ci95 > 0
     content = json.loads(json.dumps(result.to_dict()))
     assert content["start"] == pytest.approx([0.2, 0.3, 0.4])
     assert content["matrix"][1] == pytest.approx([0.6, 0.8, 0.5])

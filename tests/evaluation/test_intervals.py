@@ -26,6 +26,18 @@ def test_agrees_with_scipy(n):
     assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-12)
 
 
+def test_over_given_stages_it_is_welchs():
+    """The mean of two means, of groups that are spread unlike."""
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(0.9, 0.02, 30), generator.normal(0.4, 0.2, 30)
+    low, high = stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
+    interval = mean_interval([a, b])
+    assert (2 * interval.low, 2 * interval.high) == pytest.approx((low, high), rel=1e-9)
+    assert interval.n == 60 and interval.ci95 < 0.5 * mean_interval(np.concatenate([a, b])).ci95
+    assert mean_interval(np.ones((3, 4))).ci95 == 0.0
+    assert mean_interval(np.ones((3, 1))).ci95 is None
+
+
 def test_paired_agrees_with_the_t_test():
     generator = np.random.default_rng(0)
     task = generator.normal(0.8, 0.1, 50)
@@ -58,7 +70,7 @@ def test_equal_values_have_an_interval_of_zero():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([], "1 number or more"), ([[0.1, 0.2]], "1 number or more"), ([0.5, math.nan], r"values\[1\]=nan")],
+    [([], "1 number or more"), ([[[0.1, 0.2]]], "1 number or more"), ([0.5, math.nan], r"values\[1\]=nan")],
 )
 def test_bad_values(values, message):
     with pytest.raises(ValueError, match=message):

@@ -80,6 +80,9 @@ def test_tasks_side_by_side_take_as_many_times_the_memory():
         assert beside.seconds == pytest.approx(2 * 1.5 * 11)
         assert str(beside).startswith("exact, 10 inner steps in memory, 2 tasks at once: ")
         assert [option.tasks_at_once for option in found.options] == [1, 1, 1, 2]
+    # Three tasks go as two and one in each micro-round.
+    seconds = _plan(config, {**trial, "tasks_at_once": 2}, episodes=3, rounds=5).chosen.seconds
+    assert seconds == pytest.approx(5 * 2 * 1.5 * 11)
 
 
 def test_one_step_has_one_way():

@@ -167,6 +167,20 @@ class TestVerbalizer:
             logits = head.logits(self.ONE, head.start(self.ONE, support, labels, 3), examples)
             torch.testing.assert_close(class_means(logits, LABELS, 3).mean(0), torch.zeros(3).double())
 
+    def test_calibrated_by_the_classes_that_have_examples(self):
+        """The third is told by its name alone."""
+        kept = LABELS != 2
+        for head, support, labels in (
+            (self.made(False), torch.cat([SUPPORT[kept], self.WORDS]), torch.cat([LABELS[kept], self.BEYOND[-3:]])),
+            (self.made(True), self.SCORES[kept], LABELS[kept]),
+        ):
+            features = support[: kept.sum()].clone().requires_grad_()
+            state = head.start(self.ONE, torch.cat([features, support[kept.sum() :]]), labels, 3)
+            logits = head.logits(self.ONE, state, features)
+            torch.testing.assert_close(class_means(logits, LABELS[kept], 2).mean(0), torch.zeros(3).double())
+            (slope,) = torch.autograd.grad(logits.square().sum(), features)
+            assert torch.isfinite(slope).all()
+
     def test_without_examples_there_is_nothing_to_calibrate_by(self):
         names = self.made(True)
         state = names.start(self.ONE, self.SCORES[:0], LABELS[:0], 3)

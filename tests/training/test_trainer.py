@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.training import FewShotTrainer
+from fewshot_nlp.training.optimization import build_optimizer
 from tests.training.toy import ToyLearner, ToySampler, mean_gradient, toy_args, toy_reader, toy_trainer
 
 SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
@@ -64,6 +65,19 @@ def test_learning_rate_falls_once_a_step_with_warmup(tmp_path):
 
     toy_trainer(tmp_path, callbacks=[Rates], max_steps=6, warmup_steps=2, gradient_accumulation_steps=2).train()
     assert seen == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+def test_only_matrices_decay(tmp_path, optim):
+    shapes = {"model.lora_A.weight": (2, 3), "model.norm.weight": (3,), "model.bias": (3,), "head.log_scale": ()}
+    shapes |= {"rule.rate.model.lora_A.weight": (2, 3), "features.centre": (3,), "features.whitening": (3, 3)}
+    params = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    optimizer = build_optimizer(params, toy_args(tmp_path, optim=optim, weight_decay=0.5, learning_rate=0.1))
+    for param in params.values():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    decayed = {name for name, value in params.items() if not torch.equal(value, torch.ones_like(value))}
+    assert decayed == {"model.lora_A.weight"}
 
 
 def test_adamw_with_weight_decay_equals_torch(tmp_path):

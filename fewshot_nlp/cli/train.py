@@ -95,6 +95,11 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     command = shlex.join(["fewshot-nlp", *given] if recipe is None else [*_launcher(recipe), *given])
     if recipe is None and given and not given[0].startswith("-"):
         recipe = given.pop(0)
+    if recipe is None and not given:
+        raise SystemExit(
+            "error: No recipe and no setting is given. Use fewshot-nlp <recipe.yaml> [--NAME VALUE ...], fewshot-nlp "
+            "plan <recipe.yaml>, or fewshot-nlp --help."
+        )
     if recipe == "plan":
         return carry_out(lambda: plan.main(given), lambda _: None, "")
     again = "Go on with the same command and --resume_from_checkpoint true."

@@ -51,10 +51,13 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention(query, key, value, attention_mask, scaling, dropout if module.training else 0.0)
+    dropout = dropout if module.training else 0.0
+    return attention(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -183,7 +186,11 @@ def load_backbone(
             scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
             attend = {} if scratch else {"attn_implementation": ATTENTION}
             kind = _language_model(config) if speaks else AutoModel
-            module, missing = read_module(path, config, kind, **attend, **options)
+            try:
+                module, missing = read_module(path, config, kind, **attend, **options)
+            except KeyError:
+                # Some families take no attention from outside. Their eager one has second derivatives, too.
+                module, missing = read_module(path, config, kind, attn_implementation="eager", **options)
             processor = None if scratch else _processor(module, path, options)
     except UNREADABLE as error:
         hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""

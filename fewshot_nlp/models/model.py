@@ -39,6 +39,8 @@ CLASS_TOKENS = ("cls_token", "class_embedding")
 HIDDEN = "trunk.hidden"
 #: What a name of a class is taken to have, where memory and time are foretold.
 NAME_TOKENS = 4
+#: What is left to a prompt and a name, where a model looks back so far and no farther.
+LONGEST_NAME = 32
 
 
 class FewShotModel:
@@ -66,7 +68,9 @@ class FewShotModel:
         self.config = config
         self.trainable = trainable(module)
         self.transductive = is_transductive(module)
-        self.pooling = find_pooling(config.pooling, module)
+        # Asked now: it may take a pass, which within another would be in the way.
+        self._causal = is_causal(module)
+        self.pooling = find_pooling(config.pooling, module, self._causal)
         self.voice = find_voice(bare_model(module), tokenizer) if config.head == "verbalizer" else None
         # What goes on from a text needs its keys and values in every layer.
         goes_on = self.voice is not None and self.voice.scores_names
@@ -89,6 +93,13 @@ class FewShotModel:
         if model.voice is not None:
             # Says what is wrong with a template now, and not when the first text comes.
             model.encoder()
+            window = getattr(bare_model(adapted).config, "sliding_window", None)
+            if model.voice.scores_names and window and window < config.max_length + LONGEST_NAME:
+                raise ValueError(
+                    f"max_length={config.max_length} is too long: the backbone {name!r} looks back {window} tokens, of "
+                    f"which head='verbalizer' leaves {LONGEST_NAME} to prompts and names. Use a max_length of at most "
+                    f"{max(window - LONGEST_NAME, 0)}, or head='linear'."
+                )
         return model
 
     @property
@@ -111,17 +122,24 @@ class FewShotModel:
             return int(self.voice.size)
         if self.module.main_input_name != "pixel_values":
             return int(self.module.config.hidden_size)
-        # What configurations call it differs from one vision model to the next: two blank images tell.
-        blank = self.encoder()([Image.new("L", (1, 1))] * 2)
+        # What configurations call it differs from one vision model to the next: two images tell.
+        some = self.encoder()([Image.linear_gradient("L")] * 2)
         own = next(self.module.parameters())
         try:
-            return self.frozen_features({name: value.to(own) for name, value in blank.items()}).shape[1]
+            inputs = {name: value.to(own) for name, value in some.items()}
+            features, again = self.frozen_features(inputs), self.frozen_features(inputs)
         except (RuntimeError, ValueError) as error:
-            side = blank["pixel_values"].shape[-1]
+            side = some["pixel_values"].shape[-1]
             raise ValueError(
                 f"The backbone {self.config.model_name_or_path!r} makes no features of images of {side} by {side} "
                 f"pixels: {str(error).splitlines()[0]} Change image_size or pooling."
             ) from error
+        if not torch.equal(features, again):
+            raise ValueError(
+                f"The backbone {self.config.model_name_or_path!r} draws at random what it looks at: the same image has "
+                f"other features each time. Use one that does not; of ViTMAE, a configuration with mask_ratio 0."
+            )
+        return features.shape[1]
 
     @property
     def template(self) -> str | None:
@@ -301,10 +319,6 @@ class FewShotModel:
     def _laid(self, inputs: dict[str, Tensor], packing: Packing | None) -> dict[str, Tensor]:
         """What the backbone is given for ``inputs``."""
         return packing.inputs(inputs, self.dtype, self._causal) if packing else inputs
-
-    @cached_property
-    def _causal(self) -> bool:
-        return is_causal(self.module)
 
     def _pool(self, output: Any, inputs: dict[str, Tensor], packing: Packing | None) -> Tensor:
         """Features ``[n, hidden_size]`` of what the backbone gave for ``inputs``."""

@@ -12,10 +12,27 @@ def is_causal(module: nn.Module) -> bool:
     """Whether a token's state follows from the tokens before it alone, as in a decoder: only the last has read all."""
     # What a configuration turns off, as encoders made of decoders do, layers go on saying.
     told = getattr(getattr(module, "config", None), "is_causal", None)
-    return told is not False and any(getattr(part, "is_causal", False) for part in module.modules())
+    if told is False:
+        return False
+    return any(getattr(part, "is_causal", False) for part in module.modules()) or _seen_to_be_causal(module)
 
 
-def find_pooling(pooling: str, module: Any) -> str:
+@torch.no_grad()
+def _seen_to_be_causal(module: Any) -> bool:
+    """Whether another second token leaves the state of the first as it is: not all decoders say what they are."""
+    if getattr(module, "main_input_name", None) != "input_ids":
+        return False
+    ids = torch.tensor([[1, 2], [1, 3]], device=next(module.parameters()).device)
+    try:
+        # Its states, or of a model with its language head the logits that follow from them.
+        first, other = module(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, -2]
+    except Exception:  # what takes more than ids, such as what a decoder is to begin with
+        return False
+    # Rows of a product may differ by rounding.
+    return bool((first - other).abs().max() <= 1e-6 * first.abs().max())
+
+
+def find_pooling(pooling: str, module: Any, causal: bool) -> str:
     """What ``pooling`` means for a backbone: of texts ``"auto"`` is ``"last"`` of a decoder, ``"mean"`` of others.
 
     Raises:
@@ -30,7 +47,7 @@ def find_pooling(pooling: str, module: Any) -> str:
     # Of images, what the backbone gives decides.
     if pooling != "auto" or module.main_input_name != "input_ids":
         return pooling
-    return "last" if is_causal(module) else "mean"
+    return "last" if causal else "mean"
 
 
 def right_padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

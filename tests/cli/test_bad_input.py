@@ -118,3 +118,10 @@ def test_an_embedded_set_without_its_packages(refused, tmp_path, monkeypatch, mo
     assert "home_intents needs " in line
     assert 'Run: pip install "fewshot_nlp[offline]"' in line
     assert not (tmp_path / "cache").exists()
+
+
+def test_nothing_at_all_starts_no_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"No recipe and no setting is given. Use fewshot-nlp <recipe.yaml>"):
+        main([])
+    assert not list(tmp_path.iterdir())

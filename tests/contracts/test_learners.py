@@ -132,7 +132,7 @@ LEARNERS = {
     "maml, prototype head, weighted names": told("maml", head="prototype", learn_label_name_weight=True),
     "anil, start at names, told": told("anil", head_init="names", condition_on_names=True),
     "imaml, told": told("imaml", exact=False, proximal=5.0, inner_learning_rate=0.05, condition_on_names=True),
-    "reptile, told": told("reptile", exact=False, inner_learning_rate=0.02, condition_on_names=True),
+    "reptile, names": told("reptile", exact=False, inner_learning_rate=0.02),
     "cavia, told": told("cavia", inner_learning_rate=5.0, head="prototype", condition_on_names=True),
     "matching, told": told("matching", condition_on_names=True),
     "relation, weighted names, told": told("relation", learn_label_name_weight=True, condition_on_names=True),

@@ -8,14 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    Gemma2Config,
+    GPTNeoConfig,
+    GptOssConfig,
+    MistralConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
+)
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import logging
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
+from fewshot_nlp.learners import build_learner
 from fewshot_nlp.models import FewShotModel, load_backbone, packaged_backbone
 from fewshot_nlp.models import backbone as backbone_module
 from fewshot_nlp.models.backbone import cache_argument
-from tests.tiny import HIDDEN, random_batch
+from tests.tiny import HIDDEN, SPECIAL, WORDS, random_batch, tiny_tokenizer
 
 offline = [
     pytest.mark.offline,
@@ -204,3 +217,57 @@ class TestMiniLM:
 def test_hidden_size(bert_folder):
     config = FewShotConfig(model_name_or_path=bert_folder, adapter="none")
     assert FewShotModel.build(config).hidden_size == HIDDEN
+
+
+SHAPE = {
+    "vocab_size": len(SPECIAL + WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48, "initializer_range": 0.3,
+}  # fmt: skip
+KEYS = {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES = {
+    "scores with a bound": Gemma2Config(**SHAPE, **KEYS, attn_logit_softcapping=1.0, query_pre_attn_scalar=16),
+    "sinks": GptOssConfig(**SHAPE, **KEYS, num_local_experts=2, num_experts_per_tok=1),
+    "attention of its own": GPTNeoConfig(
+        vocab_size=SHAPE["vocab_size"], hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48,
+        attention_types=[[["global", "local"], 1]], bos_token_id=0, eos_token_id=0,
+    ),
+    "a decoder that does not say so": BloomConfig(vocab_size=SHAPE["vocab_size"], hidden_size=32, n_layer=2, n_head=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoder_reads_as_transformers_own(family, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = AutoModel.from_config(FAMILIES[family])
+        for value in built.parameters():
+            # Where they start, sinks and biases are nothing to see.
+            torch.nn.init.normal_(value, std=0.3)
+    built.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = FewShotModel.build(FewShotConfig(model_name_or_path=str(tmp_path), adapter="none"))
+    inputs = random_batch([2, 2], seed=3).inputs
+    plain = AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    found = model.frozen_features(inputs)
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+        with torch.no_grad():
+            alone = plain(input_ids=inputs["input_ids"][row : row + 1, :length]).last_hidden_state[0, -1]
+        torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_what_draws_at_random_is_no_backbone(tmp_path):
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ViTMAEModel(ViTMAEConfig(**settings, image_size=16, patch_size=4)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"draws at random.*mask_ratio 0"):
+        build_learner(FewShotConfig(model_name_or_path=str(tmp_path), adapter="none", learner="protonet"))
+
+
+def test_a_speaker_that_looks_back_less_far_than_its_texts_is_refused(tmp_path):
+    config = MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=40)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = {"model_name_or_path": str(tmp_path), "adapter": "lora", "head": "verbalizer"}
+    with pytest.raises(ValueError, match=r"max_length=64 is too long.*looks back 40 tokens.*at most 8"):
+        FewShotModel.build(FewShotConfig(**settings))
+    FewShotModel.build(FewShotConfig(**settings, max_length=8, template="{text} {label}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -200,8 +201,10 @@ def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
     header += ["gain over prototypes"] if gains else []
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for shots, entry in test.items():
-        row = [plain(shots), f"**{_percent(entry, 'accuracy')}**"]
-        row += [_percent((entry.get("baselines") or {}).get(name), "accuracy") for name in baselines]
+        others = [(entry.get("baselines") or {}).get(name) or {} for name in baselines]
+        own, best = _percent(entry, "accuracy"), [_number(each, "accuracy") for each in (entry, *others)]
+        row = [plain(shots), f"**{own}**" if best[0] == max(best) else own]
+        row += [_percent(each, "accuracy") + _fewer(each, entry) for each in others]
         row += [_percent(entry.get("paired_gain"), "mean", signed=True)] if gains else []
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -223,10 +226,21 @@ def _protocol(info: AdapterInfo) -> str:
         if value in (None, {}):
             continue
         if isinstance(value, dict):
-            value = [f"{name} {item}" for name, item in value.items()]
-        shown = _names(value) if isinstance(value, list) else plain(str(value), limit=200)
+            value = [f"{name} {_spelt(item)}" for name, item in value.items()]
+        shown = _names(value, limit=200) if isinstance(value, list) else plain(str(value), limit=200)
         lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
     return "\n\nProtocol:\n\n" + "\n".join(lines)
+
+
+def _number(entry: Any, key: str) -> float:
+    value = entry.get(key)
+    return value if isinstance(value, int | float) else -math.inf
+
+
+def _fewer(entry: Any, whole: Any) -> str:
+    """On how many of the episodes, where it is not all of them."""
+    count = _number(entry, "episodes")
+    return f" (first {count})" if 0 < count < _number(whole, "episodes") else ""
 
 
 def _percent(entry: Any, key: str, signed: bool = False) -> str:
@@ -328,8 +342,14 @@ def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -
     return "\n".join(lines)
 
 
-def _names(values: Sequence[Any]) -> str:
-    shown = ", ".join(plain(str(value)) for value in values[:MAX_NAMES])
+def _spelt(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    return "(" + ", ".join(f"{str(name).replace('_', ' ')} {value}" for name, value in item.items()) + ")"
+
+
+def _names(values: Sequence[Any], limit: int = MAX_NAME_LENGTH) -> str:
+    shown = ", ".join(plain(str(value), limit=limit) for value in values[:MAX_NAMES])
     more = len(values) - MAX_NAMES
     return f"{shown} and {more} more" if more > 0 else shown
 

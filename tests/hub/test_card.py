@@ -67,6 +67,16 @@ def test_the_table_shows_intervals_baselines_and_gain():
     assert "| 5-shot | **98.00** | - | - |" in text
 
 
+def test_only_the_best_is_bold_and_fewer_episodes_are_said():
+    tuned = {"accuracy": 0.95, "ci95": 0.02, "episodes": 10}
+    baselines = {**RESULTS["test"]["1-shot"]["baselines"], "fine_tuning": tuned}
+    entry = {**RESULTS["test"]["1-shot"], "baselines": baselines}
+    protocol = {**RESULTS["protocol"], "baselines": {"fine_tuning": {"inner_rule": "adam", "inner_steps": 10}}}
+    text = model_card(FewShotConfig(), info(results={"protocol": protocol, "test": {"1-shot": entry}})).text
+    assert "| 1-shot | 93.12 ± 0.41 | 91.00 ± 0.52 | 95.00 ± 2.00 (first 10) | +2.12 ± 0.30 |" in text
+    assert "- baselines: fine\\_tuning (inner rule adam, inner steps 10)" in text
+
+
 def test_hashes_of_episodes_are_shown_by_shots():
     protocol = {**RESULTS["protocol"], "episodes_hash": {"1-shot": "0f" * 32, "5-shot": "a1" * 32}}
     text = model_card(FewShotConfig(), info(results={**RESULTS, "protocol": protocol})).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
@@ -21,6 +22,7 @@ from fewshot_nlp.cli import train
 from fewshot_nlp.cli.parser import parse, read_yaml
 from fewshot_nlp.cli.train import main
 from fewshot_nlp.config import LEARNERS
+from fewshot_nlp.data import evaluation_tasks, load_pools_from_config, training_tasks
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.training import resume
 from tests.hub.hub_server import HubServer, Repo
@@ -101,13 +103,22 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, data_file, language_fo
 def test_settings_of_every_learner_train(settings, tiny, tmp_path, data_file):
     """Two steps of each file in recipes/learners, with what its learner needs."""
     given = [*tiny, *elsewhere(settings, data_file), "--max_steps", "2", "--inner_steps", "2"]
-    given += ["--head_init", "prototype"]
+    given += ["--head_init", "prototype", "--eval_n_way", "2"]
     told = parse([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")
     assert told.config.learner in LEARNERS
     main([*given, "--config", str(settings)], ROOT / "recipes" / "train.yaml")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["training"]["steps"] == 2 and results["training"]["train_skipped_steps"] == 0
     assert FewShotAdapter.from_pretrained(tmp_path / "out").config.learner == told.config.learner
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda path: path.stem)
+def test_the_default_data_are_enough_for_every_learner(settings):
+    episodes = parse(["--config", str(settings)], ROOT / "recipes" / "train.yaml").episodes
+    pools = load_pools_from_config(episodes)
+    training_tasks(episodes, [pools["train"]])
+    for split, shot in itertools.product(("validation", "test"), episodes.eval_k_shots):
+        evaluation_tasks(episodes, pools[split], shot)
 
 
 def test_every_learner_has_settings():

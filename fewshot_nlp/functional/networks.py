@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.types import Params
 
 PREFIX = "learner."
@@ -23,9 +24,7 @@ class Networks:
     """
 
     def __init__(self, build: Callable[[], Mapping[str, nn.Module]], seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed accelerators too, which this fork does not put back.
-            torch.default_generator.manual_seed(seed)
+        with drawing({}, seed):
             self.modules = {name: module.requires_grad_(False) for name, module in build().items()}
         for name, module in self.modules.items():
             if any(True for _ in module.buffers()):

@@ -97,8 +97,7 @@ class MetaTransfer(GradientLearner):
             named = self.options.target_modules
             if own in named if named else name.startswith(blocks):
                 # A bias that an adapter trains moves by itself.
-                own_values = {kind: value for kind, value in layer.named_parameters() if not value.requires_grad}
-                found.update({f"{name}.{kind}": value.detach() for kind, value in own_values.items()})
+                found.update({f"{name}.{n}": v.detach() for n, v in layer.named_parameters() if not v.requires_grad})
         return found
 
     def _modulated(self, params: Params) -> dict[str, Tensor]:

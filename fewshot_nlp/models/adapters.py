@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import torch
 from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as PEFT_IA3_FEEDFORWARD
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as PEFT_IA3_TARGETS
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from fewshot_nlp.checks import shown
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.models.backbone import cache_argument
 from fewshot_nlp.models.dora import exact_forward
 from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
@@ -178,13 +178,11 @@ def build_adapter(
     own = list(module.parameters())
     before = fingerprint(own)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with drawing({}, seed), warnings.catch_warnings():
             # PEFT 0.21 asks transformers for a name that transformers 5 is about to drop.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             # It expects linear layers where it is told to train the scales of others.
             warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
-            # torch.manual_seed would seed accelerators too, which this fork does not put back.
-            torch.default_generator.manual_seed(seed)
             wrapped = peft.get_peft_model(module, settings)
     except Exception as error:  # some forty kinds of adapters raise what they like
         raise ValueError(

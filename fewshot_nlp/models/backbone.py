@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from transformers import (
@@ -29,6 +28,7 @@ from transformers.utils import logging as hf_logging
 from fewshot_nlp.checks import first_line
 from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
+from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_model_folder
 from fewshot_nlp.models.scratch import SCRATCH
@@ -164,9 +164,7 @@ def load_backbone(
     if speaks and name_or_path in OWN_BACKBONES:
         raise _mute(name_or_path, "no model of language")
     if name_or_path in SCRATCH:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed accelerators too, which this fork does not put back.
-            torch.default_generator.manual_seed(seed)
+        with drawing({}, seed):
             config, network = SCRATCH[name_or_path]
             module = network(config())
         module.name_or_path = name_or_path

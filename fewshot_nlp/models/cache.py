@@ -90,10 +90,9 @@ class FixedModel(FewShotModel):
     """A model whose features are those of one set of parameters, whatever parameters it is given later."""
 
     def __init__(self, model: FewShotModel, params: Params, frozen: Params = MappingProxyType({})) -> None:
-        super().__init__(model.module, model.tokenizer, model.config, model.seed)
+        # All but its features are the model's, and what of its layers is kept.
+        self.__dict__.update(model.__dict__)
         fixed, held = ({name: value.detach() for name, value in part.items()} for part in (params, frozen))
-        # The layers below what is trained are the same.
-        self.trunk = model.trunk
         self._cache = FeatureCache(lambda inputs: FewShotModel.features(self, fixed, inputs, held))
 
     def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:

@@ -16,14 +16,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from fewshot_nlp.checks import first_line, printable
+from fewshot_nlp.checks import printable
 from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import Settings, parse
+from fewshot_nlp.cli.push import claim_repository, push
 from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, method_name, picture, say_how
 from fewshot_nlp.data import (
     EpisodeReader,
@@ -39,7 +38,6 @@ from fewshot_nlp.data import (
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
-from fewshot_nlp.hub.files import check_repository, check_token
 from fewshot_nlp.hub.info import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
@@ -169,7 +167,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     if checkpoint is not None:
         check_resumable(trainer, checkpoint)
-    repo_id = _claim_repository(args) if args.push_to_hub and accelerator.is_main_process else None
+    repo_id = claim_repository(args) if args.push_to_hub and accelerator.is_main_process else None
     return Run(
         settings=settings,
         pools=pools,
@@ -249,7 +247,7 @@ def execute(run: Run) -> dict[str, Any]:
             picture(Path(args.output_dir) / "episode.png", run.settings, trainer, trained, run.test, run.pools["test"])
         conclude(run.settings, results)
         if run.repo_id is not None:
-            _push(trained, run.repo_id, args)
+            push(trained, run.repo_id, args)
         say_how(run.repo_id or args.output_dir, info.kind)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -364,55 +362,6 @@ def _finer(training: Sequence[Pool], settings: Settings, learner: BaseLearner, a
     with together(accelerator, args.ddp_timeout):
         broadcast_object_list(found)
     return [divide_classes(pool, clusters) for pool, clusters in zip(training, found, strict=True)]
-
-
-def _claim_repository(args: FewShotTrainingArguments) -> str:
-    """Make the repository before training: what would be refused at the end is refused now.
-
-    Raises:
-        OSError: the Hub cannot be reached, or the token may not write to the repository.
-        ValueError: the repository holds another model, or the token cannot be sent.
-    """
-    check_token(args.hub_token)
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    api = HfApi(token=args.hub_token)
-    try:
-        repo_id = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-        check_repository(api, repo_id)
-        _check_writable(api, repo_id)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:
-        # The client's own errors of transport are of no common kind.
-        raise OSError(
-            f"The Hub cannot be asked for {name!r}: {error} Check the connection, or drop push_to_hub."
-        ) from error
-    return repo_id
-
-
-def _check_writable(api: HfApi, repo_id: str) -> None:
-    try:
-        api.auth_check(repo_id, write=True)
-    except HfHubHTTPError as error:
-        # A Hub that does not know the question has no answer.
-        if error.response.status_code in (401, 403):
-            raise OSError(
-                f"The token may not write to {repo_id!r}: {first_line(error)} Give hub_token one that may, or another "
-                f"hub_model_id."
-            ) from error
-
-
-def _push(adapter: FewShotAdapter, repo_id: str, args: FewShotTrainingArguments) -> None:
-    """Push what is saved already: a failure takes nothing away, and says so."""
-    try:
-        adapter.push_to_hub(repo_id, private=args.hub_private_repo, token=args.hub_token)
-    except Exception as error:
-        raise OSError(
-            f"The push to {repo_id!r} failed ({type(error).__name__}: {first_line(error)}). The adapter is whole in "
-            f"{args.output_dir!r}. Push it when that is mended: FewShotAdapter.from_pretrained({args.output_dir!r})"
-            f".push_to_hub({repo_id!r})."
-        ) from error
-    print(f"Pushed to {repo_id}.", flush=True)
 
 
 def _launcher(recipe: str | Path) -> list[str]:

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from fewshot_nlp.cli import train
+from fewshot_nlp.cli import push, train
 from fewshot_nlp.cli.parser import parse, read_yaml
 from fewshot_nlp.cli.train import main
 from fewshot_nlp.config import LEARNERS
@@ -269,7 +269,7 @@ def test_a_push_that_fails_takes_nothing_away(tiny, tmp_path, monkeypatch, capsy
     def refuse(*args, **kwargs):
         raise RuntimeError("The line is dead.")
 
-    monkeypatch.setattr(train, "_claim_repository", lambda args: "me/mine")
+    monkeypatch.setattr(train, "claim_repository", lambda args: "me/mine")
     monkeypatch.setattr(FewShotAdapter, "push_to_hub", refuse)
     out = tmp_path / "out"
     pushed_by_hand = rf"whole in '{out}'.*from_pretrained\('{out}'\)\.push_to_hub\('me/mine'\)"
@@ -287,7 +287,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tiny, monkeypatch):
         def create_repo(self, *args, **kwargs):
             raise RuntimeError("No route to host.")
 
-    monkeypatch.setattr(train, "HfApi", Unreachable)
+    monkeypatch.setattr(push, "HfApi", Unreachable)
     with pytest.raises(SystemExit, match=r"error: The Hub cannot be asked for 'out': No route to host\. Check"):
         main([*tiny, "--push_to_hub"])
 

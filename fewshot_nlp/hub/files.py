@@ -214,6 +214,7 @@ def read_tensors(path: Path, needed_for: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing in {path.parent}: {needed_for}. Save or download the adapter again.")
     try:
-        return load_file(path)
+        # Copies: where a tensor of a file begins in memory, a processor's products may have other last bits.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error

@@ -219,7 +219,8 @@ def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
-        tensors = load_file(folder / name)
+        # Copies: where a tensor of a file begins in memory, a processor's products may have other last bits.
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
         check_floats(tensors, name)
     except (OSError, ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {name} cannot be read ({error}).") from error

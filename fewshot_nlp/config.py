@@ -26,7 +26,8 @@ HEADS = ("prototype", "linear", "verbalizer")
 HEAD_INITS = ("zero", "prototype", "names", "learned")
 LABEL_TEXTS = ("name", "description")
 DISTANCES = ("cosine", "euclidean")
-HEAD_SCALE = 10.0
+#: Where the learned scale of the logits starts, by head. A language model's logits have one of their own.
+HEAD_SCALES = {"prototype": 10.0, "linear": 10.0, "verbalizer": 1.0}
 #: Where the class of each learner is: "module:Class", imported when it is asked for, or the class itself. A new learner
 #: is a line here.
 LEARNERS: dict[str, str | type] = {
@@ -186,8 +187,13 @@ class FewShotConfig:
         metadata={"help": "With head=verbalizer, take from a name's score what it has for all examples alike."},
     )
     distance: str = field(default="cosine", metadata={"help": f"Distance to prototypes: {', '.join(DISTANCES)}."})
-    head_scale: float = field(
-        default=HEAD_SCALE, metadata={"help": "Start of the learned scale of the logits; of head=verbalizer it is 1."}
+    head_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Start of the learned scale of the logits; if not given, "
+            + ", ".join(f"{scale:g} of head={head}" for head, scale in HEAD_SCALES.items())
+            + "."
+        },
     )
 
     learner: str = field(default="maml", metadata={"help": f"Meta-learning method: {', '.join(LEARNERS)}."})
@@ -275,7 +281,8 @@ class FewShotConfig:
             )
         at_least("lora_alpha", self.lora_alpha, 1)
         self._check_adapter()
-        at_least("head_scale", self.head_scale, 0.0, float, above=True)
+        if self.head_scale is not None:
+            at_least("head_scale", self.head_scale, 0.0, float, above=True)
         at_least("inner_steps", self.inner_steps, 0)
         at_least("inner_learning_rate", self.inner_learning_rate, 0.0, float)
         if self.head_learning_rate is not None:
@@ -389,11 +396,9 @@ class FewShotConfig:
                     f"{name} changes features, and head='verbalizer' answers by what names score. Leave {name} out, "
                     f"or use head='linear'."
                 )
-        # It speaks the names of classes, from where it starts, on the scale of the language model: what was left at its
-        # default gives way.
+        # It speaks the names of classes, from where it starts: what was left at its default gives way.
         self.use_label_names = True
         self.head_init = "names" if self.head_init == "prototype" else self.head_init
-        self.head_scale = 1.0 if self.head_scale == HEAD_SCALE else self.head_scale
         if self.head_init != "names":
             raise ValueError(
                 f"head_init={self.head_init!r} is for head='linear': head='verbalizer' starts at the names of the "
@@ -432,6 +437,11 @@ class FewShotConfig:
                 "names_in_training_alone leaves nothing to read to learn_label_name_weight, head_init='names' and "
                 "condition_on_names, once a task comes without names. Leave one or the other out."
             )
+
+    @property
+    def logit_scale(self) -> float:
+        """Where the scale of the logits starts: ``head_scale``, or where that of this head does."""
+        return HEAD_SCALES[self.head] if self.head_scale is None else self.head_scale
 
     @property
     def tells_names(self) -> bool:

@@ -114,7 +114,8 @@ class BaseLearner(ABC):
                 f"Build both from one configuration."
             )
         # What is saved says what "auto" and a default were.
-        self.config = replace(self.config, pooling=model.pooling, template=model.template)
+        scale = self.config.logit_scale
+        self.config = replace(self.config, pooling=model.pooling, template=model.template, head_scale=scale)
         #: Whether texts are asked about the names of a task's classes, and features are scores of these.
         self.asks = model.voice is not None and model.voice.scores_names
         self.head: Head = build_head(self.config, model.hidden_size, self.fast_head, self.asks)

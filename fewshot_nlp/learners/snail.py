@@ -63,7 +63,7 @@ class SNAIL(BaseLearner):
     Options = SNAILOptions
 
     def build_networks(self) -> dict[str, nn.Module]:
-        return {"network": _Network(self.model.hidden_size, self.options, self.config.head_scale)}
+        return {"network": _Network(self.model.hidden_size, self.options, self.config.logit_scale)}
 
     def _adapt(self, params: Params, support: Batch) -> State:
         features = self.features(params, support.inputs)

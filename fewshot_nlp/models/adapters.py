@@ -19,13 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewshot_nlp.checks import shown
+from fewshot_nlp.checks import first_line, shown
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.models.backbone import cache_argument
 from fewshot_nlp.models.dora import exact_forward
-from fewshot_nlp.models.kinds import check_kind, check_wrapped, fingerprint
+from fewshot_nlp.models.kinds import check_kind, check_trainable, check_wrapped, fingerprint
 from fewshot_nlp.models.positions import check_length
+from fewshot_nlp.models.reading import TRIED, fault_in_reading
 from fewshot_nlp.models.safety import check_floats, refused_setting
 from fewshot_nlp.models.targets import IA3_TARGETS, MAPS, first_map, in_layers, is_transposed, norms, unfreeze
 
@@ -115,6 +116,10 @@ def ia3_targets(module: nn.Module) -> tuple[list[str], list[str]]:
     )
 
 
+def _kind(module: Any) -> str:
+    return f"{type(module).__name__}, of model type {module.config.model_type!r}"
+
+
 def fit_prompt(module: Any, settings: Any) -> None:
     """Set the sizes of a prompt to the backbone's; ``ValueError`` where the backbone cannot take it."""
     if module.main_input_name != "input_ids":
@@ -122,19 +127,27 @@ def fit_prompt(module: Any, settings: Any) -> None:
             f"A soft prompt or prefix stands before the tokens of a text, and model type {module.config.model_type!r} "
             f"takes {module.main_input_name}. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' or 'full'."
         )
+    if module.config.is_encoder_decoder:
+        raise ValueError(
+            f"A soft prompt or prefix stands before the tokens of a text, and {_kind(module)}, reads these in its "
+            f"encoder and in its decoder, of which PEFT reaches one. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' "
+            f"or 'full'."
+        )
     prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
+    heads = getattr(module.config, "num_attention_heads", None)
+    # What a model without attention goes on from is a state.
+    if prefix and (cache_argument(module) is None or heads is None):
+        raise ValueError(
+            f"Prefix tuning needs a backbone that takes keys and values of earlier tokens; {_kind(module)}, does not, "
+            f"and would ignore the prefix. Use adapter='prompt_tuning' or 'lora'."
+        )
     # Whatever task it was made for, features are what is asked of it, and a prompt without a task is one PEFT refuses.
     settings.task_type = peft.TaskType.FEATURE_EXTRACTION
     # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
     settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
     settings.num_layers = module.config.num_hidden_layers
-    settings.num_attention_heads = module.config.num_attention_heads
-    if prefix and cache_argument(module) is None:
-        raise ValueError(
-            f"Prefix tuning needs a backbone that takes keys and values of earlier tokens; {type(module).__name__}, of "
-            f"model type {module.config.model_type!r}, does not, and would ignore the prefix. Use "
-            f"adapter='prompt_tuning' or 'lora'."
-        )
+    # Nothing but a prefix is made for heads, and PEFT wants their number of every prompt.
+    settings.num_attention_heads = 1 if heads is None else heads
 
 
 def build_adapter(
@@ -156,6 +169,8 @@ def build_adapter(
     Raises:
         ValueError: the adapter does not fit the backbone.
     """
+    if config.adapter != "none" or peft_config is not None:
+        check_trainable(module)
     source = tokenizer_source or module.name_or_path
     settings: Any = copy.deepcopy(peft_config) or peft_config_for(config, module, source)
     if settings is not None:
@@ -191,6 +206,16 @@ def build_adapter(
         ) from error
     if starts_at_text:
         settings.tokenizer_name_or_path = module.name_or_path
+    if is_prompt:
+        result = "logits" if config.head == "verbalizer" else "last_hidden_state"
+        fault = fault_in_reading(wrapped, min(TRIED, config.max_length), result)
+        if fault is not None:
+            prefix = settings.peft_type == peft.PeftType.PREFIX_TUNING
+            given, other = ("keys and values", "'prompt_tuning', ") if prefix else ("embeddings", "")
+            raise ValueError(
+                f"{_kind(module)}, does not read a text behind the {given} of PEFT's {settings.peft_type.value} "
+                f"({first_line(fault)}). Use adapter={other}'lora', 'bitfit', 'layernorm' or 'full'."
+            ) from fault
     if config.adapter == "bitfit" and getattr(settings, "bias", None) == "all":
         for name, parameter in wrapped.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name.endswith(".bias"))

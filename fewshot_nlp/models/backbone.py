@@ -30,6 +30,7 @@ from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
 from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
+from fewshot_nlp.models.reading import check_reads
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_model_folder
 from fewshot_nlp.models.scratch import SCRATCH
 
@@ -134,6 +135,21 @@ def _errors_alone() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
+@contextmanager
+def _loading(name_or_path: str) -> Iterator[None]:
+    """A block in which whatever cannot be read is one clear error."""
+    try:
+        with _no_progress_bar():
+            yield
+    except UNREADABLE as error:
+        hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
+        hint = f" or `python {CONVERTED[name_or_path]}`" if name_or_path in CONVERTED else hint
+        raise OSError(
+            f"Cannot load the backbone {name_or_path!r}: {first_line(error)} "
+            f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
+        ) from error
+
+
 def load_backbone(
     name_or_path: str, revision: str | None = None, seed: int = 0, speaks: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, Any]:
@@ -157,7 +173,7 @@ def load_backbone(
     Raises:
         OSError: neither a folder with a sound model nor a repository that can be reached.
         ImportError: ``"efficientnet_lite0"`` without its packages.
-        ValueError: it is to speak, and the checkpoint is none of a language model.
+        ValueError: it is to speak, and the checkpoint is none of a language model; or it wants more than a text.
     """
     module: Any
     processor: Any
@@ -176,35 +192,31 @@ def load_backbone(
     source = packaged_backbone(name_or_path) if revision is None else None
     options = {**NO_CODE, **({"revision": revision, **kwargs} if source is None else {})}
     path = name_or_path if source is None else str(source)
-    try:
-        with _no_progress_bar():
-            if Path(path).is_dir():
-                check_model_folder(Path(path))
-            config = AutoConfig.from_pretrained(path, **options)
-            scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
-            attend = {} if scratch else {"attn_implementation": ATTENTION}
-            kind = _language_model(config) if speaks else AutoModel
-            try:
-                module, missing = read_module(path, config, kind, **attend, **options)
-            except KeyError:
-                # Some families take no attention from outside. Their eager one has second derivatives, too.
-                module, missing = read_module(path, config, kind, attn_implementation="eager", **options)
-            processor = None if scratch else _processor(module, path, options)
-    except UNREADABLE as error:
-        hint = ' or `pip install "fewshot_nlp[offline]"`' if name_or_path == DEFAULT_BACKBONE else ""
-        hint = f" or `python {CONVERTED[name_or_path]}`" if name_or_path in CONVERTED else hint
-        raise OSError(
-            f"Cannot load the backbone {name_or_path!r}: {first_line(error)} "
-            f"Give a folder with config.json and model.safetensors, or a Hub id that this machine can reach{hint}."
-        ) from error
+    with _loading(name_or_path):
+        if Path(path).is_dir():
+            check_model_folder(Path(path))
+        config = AutoConfig.from_pretrained(path, **options)
+        scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
+        attend = {} if scratch else {"attn_implementation": ATTENTION}
+        kind = _language_model(config) if speaks else AutoModel
+        try:
+            module, missing = read_module(path, config, kind, **attend, **options)
+        except KeyError:
+            # Some families take no attention from outside. Their eager one has second derivatives, too.
+            module, missing = read_module(path, config, kind, attn_implementation="eager", **options)
+    # Adapters record where their backbone came from: the public name, never a folder of this machine.
+    module.name_or_path = name_or_path
+    module.eval().requires_grad_(False)
     if speaks and (kind is AutoModel or missing):
         raise _mute(name_or_path, f"a {config.model_type}" if kind is AutoModel else f"{missing[0]!r} is missing")
+    if module.main_input_name == "input_ids":
+        check_reads(module, speaks)
+    with _loading(name_or_path):
+        processor = None if scratch else _processor(module, path, options)
     if getattr(processor, "pad_token_id", 0) is None:
         # Padding stands behind the text and is masked, so that any token will do.
         processor.pad_token = processor.eos_token or processor.unk_token
-    # Adapters record where their backbone came from: the public name, never a folder of this machine.
-    module.name_or_path = name_or_path
-    return module.eval().requires_grad_(False), processor
+    return module, processor
 
 
 def read_module(path: str, config: Any, kind: Any = AutoModel, **options: Any) -> tuple[Any, list[str]]:

@@ -63,7 +63,7 @@ def class_means(features: Tensor, labels: Tensor, n_way: int, weights: Tensor | 
 
 def own_params(config: FewShotConfig) -> dict[str, Tensor]:
     """Starts of the learned scale and of the learned weight of a name; logarithms, so that they stay positive."""
-    params = {SCALE: torch.tensor(math.log(config.head_scale))}
+    params = {SCALE: torch.tensor(math.log(config.logit_scale))}
     if config.learn_label_name_weight:
         params[NAME_WEIGHT] = torch.tensor(math.log(config.label_name_weight))
     return params

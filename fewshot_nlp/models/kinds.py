@@ -1,4 +1,5 @@
-"""Which of PEFT's kinds of adapters cannot be meta-learned, and why; found by what they do where that shows.
+"""Which of PEFT's kinds of adapters, and which backbones, cannot be meta-learned, and why; found by what they do where
+that shows.
 
 Everything a learner computes is a function of parameters that it hands in. What keeps something of its own in the
 module, or has no gradient or a wrong one, would train silently astray.
@@ -30,6 +31,10 @@ REFUSED_SETTINGS = {
     "monteclora_config": "it draws its weights at random",
     "velora_config": "it estimates its own gradient",
 }
+#: Backbones that have no second derivatives, by ``model_type``, and why.
+UNTRAINABLE = {
+    "rwkv": "it writes its state over in place, which has no gradient, and its kernel for GPUs has no second one",
+}
 REMEDY = "Use adapter='lora', 'ia3', 'bitfit', 'layernorm' or 'prompt_tuning', or another PEFT configuration"
 
 
@@ -40,6 +45,16 @@ def check_kind(settings: Any) -> None:
     found |= {f"{kind} with {n}": why for n, why in REFUSED_SETTINGS.items() if getattr(settings, n, None) is not None}
     for what, why in found.items():
         raise ValueError(f"PEFT's {what} cannot be meta-learned: {why}. {REMEDY}.")
+
+
+def check_trainable(module: Any) -> None:
+    """Raise ``ValueError`` where no gradient goes through a backbone, whatever the adapter."""
+    kind = getattr(module.config, "model_type", "")
+    if kind in UNTRAINABLE:
+        raise ValueError(
+            f"The backbone {module.name_or_path!r}, of model type {kind!r}, cannot be meta-learned: "
+            f"{UNTRAINABLE[kind]}. Use adapter='none', or another backbone, such as 'state-spaces/mamba-130m-hf'."
+        )
 
 
 def fingerprint(params: Iterable[nn.Parameter]) -> list[float]:

@@ -93,7 +93,8 @@ def pool_image(output: Any, pooling: str, special: int) -> Tensor:
 
     Args:
         output: of a vision backbone: ``last_hidden_state`` ``[n, special + patches, size]`` or, of convolutions,
-            ``[n, size, height, width]``; and, of most, ``pooler_output``.
+            ``[n, size, height, width]``; of most ``pooler_output``, and of CvT, whose class token stands beside the
+            map, ``cls_token_value`` ``[n, 1, size]``.
         pooling: ``"pooler"``, the backbone's own; ``"mean"`` over patches or places; ``"cls"``, the class token; or
             ``"auto"``, the first of pooler, class token and mean that the backbone has.
         special: tokens in front of the patches.
@@ -105,14 +106,16 @@ def pool_image(output: Any, pooling: str, special: int) -> Tensor:
         ValueError: a pooling that the backbone has not.
     """
     hidden, own = output.last_hidden_state, getattr(output, "pooler_output", None)
+    beside = getattr(output, "cls_token_value", None)
+    token = beside if beside is not None else hidden if special and hidden.ndim == 3 else None
     if pooling == "auto":
-        pooling = "pooler" if own is not None else "cls" if special else "mean"
+        pooling = "pooler" if own is not None else "cls" if token is not None else "mean"
     if pooling == "pooler":
         if own is None:
             raise ValueError("pooling='pooler' is not there: the backbone has no pooler. Use 'mean' or 'cls'.")
         return own.flatten(1)
     if pooling == "mean":
         return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, special:].mean(1)
-    if not special:
+    if token is None:
         raise ValueError(f"pooling={pooling!r} needs a class token, and the backbone has none. Use 'mean' or 'pooler'.")
-    return hidden[:, 0]
+    return token[:, 0]

@@ -71,7 +71,7 @@ def joined(split_file: Path, path: Path) -> Path:
 
 def settings_of(told: Any) -> dict[str, Any]:
     """Every setting of a run but the folder it writes to; of a stream, those of its runs."""
-    found = asdict(told.config) | asdict(told.episodes) | told.args.to_dict()
+    found = asdict(told.config) | {"head_scale": told.config.logit_scale} | asdict(told.episodes) | told.args.to_dict()
     return {name: value for name, value in found.items() if "output_dir" not in name}
 
 

@@ -81,6 +81,20 @@ def test_a_model_of_which_some_layers_were_trained_comes_back(bert_folder, tmp_p
     assert torch.equal(logits(first), logits(second))
 
 
+@pytest.mark.parametrize(("head", "scale"), [("verbalizer", 1.0), ("linear", 10.0)])
+def test_the_scale_that_a_head_started_at_is_written_down(language_folders, tmp_path, head, scale):
+    """As it ever was; an adapter answers by the scale that it learned, whatever is said of the start."""
+    folder = language_folders("bert")
+    first = trained(settings(folder, "lora", head=head, head_scale=None, learner="maml", head_init="prototype"))
+    first.save_pretrained(tmp_path)
+    manifest = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert manifest["config"]["head_scale"] == first.config.head_scale == scale
+    for said in (10.0, None):
+        manifest["config"]["head_scale"] = said
+        (tmp_path / CONFIG_NAME).write_text(json.dumps(manifest))
+        same(first.params, FewShotAdapter.from_pretrained(tmp_path).params)
+
+
 @pytest.mark.parametrize("adapter", SETTINGS)
 def test_saving_and_loading_leave_the_baseline_untrained(bert_folder, tmp_path, adapter):
     first = trained(settings(bert_folder, adapter))

@@ -1,6 +1,7 @@
 """Heads against their closed forms."""
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -45,6 +46,16 @@ def test_mixed_precision_ends_before_the_head(kind, distance):
     with torch.autocast("cpu", torch.bfloat16):
         found = logits()
     assert torch.equal(found, logits()) and found.dtype == torch.float32
+
+
+def test_a_scale_that_is_given_is_kept_whatever_the_head():
+    """Ten was once taken for the default, and became one."""
+    for kind, own in (("prototype", 10.0), ("linear", 10.0), ("verbalizer", 1.0)):
+        for given, expected in ((None, own), (10.0, 10.0), (1.0, 1.0)):
+            params = build_head(FewShotConfig(head=kind, head_scale=given), 5).init_params()
+            torch.testing.assert_close(params[SCALE].exp(), torch.tensor(expected))
+    # One head's default is not carried over to another.
+    assert replace(FewShotConfig(), head="verbalizer").logit_scale == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.5, 10.0, 64.0])
@@ -192,7 +203,7 @@ class TestVerbalizer:
 
     def test_what_was_left_at_its_default_gives_way(self):
         config = FewShotConfig(head="verbalizer")
-        assert config.use_label_names and config.head_init == "names" and config.head_scale == 1.0
+        assert config.use_label_names and config.head_init == "names" and config.logit_scale == 1.0
 
     @pytest.mark.parametrize(
         ("settings", "message"),

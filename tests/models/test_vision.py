@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, CLIPModel, ViTModel
+from transformers import AutoModel, CLIPModel, CvtConfig, CvtModel, ViTModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
@@ -60,6 +60,24 @@ def test_features_are_transformers_own(vision, images, kind):
     if kind in TOKENS:
         found = model_of(vision[kind], pooling="cls").features({}, images)
         torch.testing.assert_close(found, hidden[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_class_token_beside_a_map_of_places(images, tmp_path):
+    """CvT's: what stands first in the map is a channel."""
+    stages = {"patch_sizes": [3] * 3, "patch_stride": [2] * 3, "patch_padding": [1] * 3, "num_heads": [1] * 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CvtModel(
+            CvtConfig(num_channels=1, **stages, embed_dim=[4, 8, HIDDEN], depth=[1, 2, 3], initializer_range=0.3)
+        ).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.25]).save_pretrained(tmp_path)
+    output = plain(str(tmp_path), images)
+    expected = {"cls": output.cls_token_value[:, 0], "mean": output.last_hidden_state.mean((2, 3))}
+    for pooling in ("auto", "cls", "mean"):
+        model = model_of(str(tmp_path), pooling=pooling)
+        found = model.features({}, images)
+        torch.testing.assert_close(found, expected[pooling.replace("auto", "cls")], rtol=1e-5, atol=1e-5)
+        assert found.std(dim=0).min() > 1e-3 and model.hidden_size == HIDDEN
 
 
 def test_what_a_backbone_lacks_is_an_error_when_it_is_built(vision):

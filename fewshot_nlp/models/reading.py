@@ -1,0 +1,66 @@
+"""Whether a backbone reads a text by itself, and behind a prompt: found by giving it one, before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import MODEL_MAPPING, PreTrainedModel
+
+from fewshot_nlp.checks import first_line
+from fewshot_nlp.models.positions import position_limit
+
+#: Tokens of the text that is tried. Some models take no shorter ones than four.
+TRIED = 8
+
+
+@torch.no_grad()
+def fault_in_reading(module: Any, length: int, result: str = "last_hidden_state") -> Exception | None:
+    """What ``module`` raises when it is given a text of ``length`` tokens; ``None`` where it makes ``result`` of it."""
+    ids = torch.ones(1, length, dtype=torch.long, device=next(module.parameters()).device)
+    try:
+        output = module(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return None if torch.is_tensor(getattr(output, result, None)) else TypeError(f"there is no {result}")
+    except Exception as error:  # hundreds of models raise what they like
+        return error
+
+
+def check_reads(module: Any, speaks: bool = False) -> None:
+    """Raise ``ValueError`` where a backbone of texts wants more than a text, such as an image or a decoder's beginning.
+
+    Args:
+        module: backbone.
+        speaks: logits are asked of it, and not states.
+    """
+    length = min(TRIED, position_limit(module) or TRIED)
+    fault = fault_in_reading(module, length, "logits" if speaks else "last_hidden_state")
+    if fault is None and hasattr(module.config, "hidden_size"):
+        return
+    name, parts = module.name_or_path, _parts(module)
+    why = first_line(fault).rstrip(".") if fault else "its configuration has no hidden_size"
+    remedy = "Use a backbone of texts alone, or of images alone"
+    if parts:
+        why = "it is made of several models"
+        known = " or ".join(f"{place} ({type(part).__name__})" for place, part in parts.items())
+        remedy = (
+            f"Save the one that you mean, {known}, to a folder, and its tokenizer or image processor beside it, and "
+            f"give that folder: AutoModel.from_pretrained({name!r}).{next(iter(parts))}.save_pretrained(folder)"
+        )
+    elif module.config.is_encoder_decoder:
+        why = f"its decoder must be told where to begin ({why})"
+        remedy = "Use an encoder such as BERT, a decoder such as GPT-2, or BART, whose decoder begins at the text"
+    raise ValueError(
+        f"The backbone {name!r} ({type(module).__name__}) makes no features of a text by itself: {why}. {remedy}."
+    )
+
+
+def _parts(module: Any) -> dict[str, PreTrainedModel]:
+    """The models in a model that ``AutoModel`` can load by themselves, by their places."""
+    return {
+        place: part
+        for place, part in module.named_modules()
+        if place
+        and isinstance(part, PreTrainedModel)
+        and type(part.config) in MODEL_MAPPING
+        and type(part) is MODEL_MAPPING[type(part.config)]
+    }

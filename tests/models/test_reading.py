@@ -1,0 +1,178 @@
+"""What a backbone cannot read is one clear error before any training, and what the error offers works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    BartConfig,
+    CLIPTextConfig,
+    FNetConfig,
+    Mamba2Config,
+    MambaConfig,
+    PreTrainedConfig,
+    RwkvConfig,
+    SiglipConfig,
+    SiglipModel,
+    T5Config,
+    ViltConfig,
+    XLMConfig,
+)
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.learners import build_learner
+from fewshot_nlp.models import FewShotModel, load_backbone
+from tests.contracts import backbone as contract
+from tests.contracts.backbone import PROMPTS, Cell, settings
+from tests.contracts.families import Family, save_text
+from tests.tiny import HIDDEN, PATCHES, SPECIAL, WORDS, random_batch, random_episode
+
+VOCABULARY = len(SPECIAL + WORDS)
+LAYERS = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 2, "intermediate_size": 32}
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "bart": BartConfig(
+        vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=128,
+        decoder_start_token_id=2, init_std=0.3, **ENDS,
+    ),
+    "clip_text_model": CLIPTextConfig(**LAYERS, num_attention_heads=2, max_position_embeddings=128),
+    "fnet": FNetConfig(**LAYERS),
+    "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, state_size=4, num_hidden_layers=2),
+    "mamba2": Mamba2Config(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, state_size=4, num_hidden_layers=2, num_heads=4, head_dim=8,
+        n_groups=1,
+    ),
+    "rwkv": RwkvConfig(**LAYERS, attention_hidden_size=HIDDEN),
+    "siglip": SiglipConfig(
+        text_config={**LAYERS, "num_attention_heads": 2, "max_position_embeddings": 128},
+        vision_config={**PATCHES, "intermediate_size": 32},
+    ),
+    "t5": T5Config(vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+    "vilt": ViltConfig(**LAYERS, num_attention_heads=2, image_size=16, patch_size=8, num_channels=1),
+    "xlm": XLMConfig(
+        vocab_size=VOCABULARY, emb_dim=HIDDEN, n_layers=2, n_heads=2, max_position_embeddings=128, pad_index=0,
+        bos_index=2, eos_index=3, init_std=0.3,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of tiny random models by ``model_type``, made when they are asked for."""
+    made: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name not in made:
+            made[name] = save_text(CONFIGS[name], Path(tmp_path_factory.mktemp(name)))
+        return made[name]
+
+    return folder
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "prompt_tuning", "full"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("t5", r"\(T5Model\) makes no features of a text by itself: its decoder must be told .* Use .* BERT.* BART"),
+        ("vilt", r"\(ViltModel\) makes no features .* specify either pixel_values .* Use a backbone of texts alone"),
+        (
+            "siglip",
+            r"\(SiglipModel\) .* several models.* vision_model \(SiglipVisionModel\), .*\.vision_model\.save",
+        ),
+    ],
+)
+def test_what_wants_more_than_a_text(folders, name, message, adapter):
+    with pytest.raises(ValueError, match=message):
+        FewShotModel.build(settings(folders(name), adapter))
+
+
+def test_the_tower_that_the_error_names_is_a_backbone(folders, tmp_path):
+    whole = AutoModel.from_pretrained(folders("siglip"))
+    assert isinstance(whole, SiglipModel)
+    whole.vision_model.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.25]).save_pretrained(tmp_path)
+    model = FewShotModel.build(FewShotConfig(model_name_or_path=str(tmp_path), adapter="none"))
+    images = random_batch([2, 2], kind="image", dtype=torch.float32).inputs
+    expected = whole.eval().vision_model(**images).pooler_output
+    torch.testing.assert_close(model.frozen_features(images), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", PROMPTS)
+def test_an_encoder_decoder_takes_no_prompt(folders, adapter):
+    message = "BartModel, of model type 'bart', reads these in its encoder and in its decoder.* Use adapter='lora'"
+    with pytest.raises(ValueError, match=message):
+        build_learner(settings(folders("bart"), adapter))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("adapter", ["lora", "ia3", "bitfit", "layernorm", "full"])
+def test_an_encoder_decoder_takes_what_is_offered(folders, adapter):
+    cell = Cell(Family("bart", "text", save_text), adapter, folders("bart"))
+    contract.meta_gradient_is_exact(cell, "maml")
+    contract.a_text_is_read_alone(cell)
+
+
+@pytest.mark.parametrize("adapter", ["prompt_tuning", "p_tuning"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_a_prompt_needs_no_attention(folders, name, adapter):
+    """PEFT asks for a number of heads, of which nothing but a prefix is made."""
+    cell = Cell(Family(name, "text", save_text), adapter, folders(name))
+    contract.meta_gradient_is_exact(cell, "maml")
+    contract.a_text_is_read_alone(cell)
+    contract.saved_and_loaded_it_answers_the_same(cell, "protonet")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fnet", "FNetModel, of model type 'fnet', does not, and would ignore the prefix. Use adapter='prompt_tuning'"),
+        (
+            "mamba",
+            "MambaModel, of model type 'mamba', does not, and would ignore the prefix. Use adapter='prompt",
+        ),
+        # Its state has the name that others' keys and values have.
+        ("mamba2", "Mamba2Model, of model type 'mamba2', does not, and would ignore the prefix"),
+        (
+            "xlm",
+            r"XLMModel, .* 'xlm', does not read .* keys and values .*\(AssertionError\). Use adapter='prompt_",
+        ),
+    ],
+)
+def test_a_prefix_needs_keys_and_values(folders, name, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotModel.build(settings(folders(name), "prefix_tuning"))
+    FewShotModel.build(settings(folders(name), "prompt_tuning"))
+
+
+def test_a_text_that_cannot_stand_behind_a_prompt(folders):
+    with pytest.raises(ValueError, match=r"CLIPTextModel, .* does not read .* embeddings .* Use adapter='lora'"):
+        FewShotModel.build(settings(folders("clip_text_model"), "prompt_tuning"))
+    FewShotModel.build(settings(folders("clip_text_model"), "layernorm"))
+
+
+@pytest.mark.parametrize("adapter", ["prompt_tuning", "lora", "full", "peft"])
+def test_a_backbone_without_gradients(folders, adapter):
+    own = peft.LoraConfig(target_modules=["key"]) if adapter == "peft" else None
+    config = settings(folders("rwkv"), "none" if own else adapter, "protonet")
+    with pytest.raises(ValueError, match=r"model type 'rwkv', cannot be meta-learned: .* in place.* Use adapter='none"):
+        FewShotModel.build(config, own)
+    # As it is, it can be learned on.
+    learner = build_learner(settings(folders("rwkv"), "none", "protonet"))
+    grads = learner.meta_grad(learner.init_params(), [random_episode([1, 2], dtype=torch.float32)]).grads
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
+def test_a_short_window_is_no_fault(folders, tmp_path):
+    """Fewer positions than the text that is tried has."""
+    CONFIGS["bart"].max_position_embeddings, before = 6, CONFIGS["bart"].max_position_embeddings
+    try:
+        folder = save_text(CONFIGS["bart"], tmp_path)
+    finally:
+        CONFIGS["bart"].max_position_embeddings = before
+    assert load_backbone(folder)[0].config.max_position_embeddings == 6

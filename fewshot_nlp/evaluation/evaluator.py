@@ -279,23 +279,21 @@ def _record(result: EvaluationResult, spec: EpisodeSpec, query: Batch, logits: T
             f"{(len(query), query.n_way)}. Return one row a query and one column a class."
         )
     labels, logits = query.labels, logits.float()
+    loss = float(episode_loss(logits, labels))
     if labels.is_floating_point():
         result.score = TASKS["regression"]
-        result.specs.append(spec)
-        result.predictions.append(logits[:, 0].tolist())
-        result.references.append(labels.tolist())
-        result.losses.append(float(episode_loss(logits, labels)))
-        result.accuracies.append(-result.losses[-1])
-        return
-    if not (labels != OUT_OF_SCOPE).any():
+        answers, score = logits[:, 0], -loss
+    elif (labels != OUT_OF_SCOPE).any():
+        # argmax takes a NaN for the largest: a learner that diverged must not be credited with a guess.
+        answers = logits.argmax(-1).masked_fill(logits.isnan().any(-1), NO_ANSWER)
+        score = Accuracy.score(answers.cpu().numpy(), labels.cpu().numpy())
+    else:
         raise ValueError(f"Episode {spec.address} has no query of its own classes. Use n_query of at least 1.")
-    # argmax takes a NaN for the largest: a learner that diverged must not be credited with a guess.
-    answers = logits.argmax(-1).masked_fill(logits.isnan().any(-1), NO_ANSWER).cpu()
     result.specs.append(spec)
     result.predictions.append(answers.tolist())
     result.references.append(labels.tolist())
-    result.accuracies.append(Accuracy.score(answers.numpy(), labels.cpu().numpy()))
-    result.losses.append(float(episode_loss(logits, labels)))
+    result.accuracies.append(score)
+    result.losses.append(loss)
 
 
 def _pooled_metrics(result: EvaluationResult, names: Sequence[str]) -> dict[str, float]:

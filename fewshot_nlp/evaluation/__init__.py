@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fewshot_nlp.evaluation.evaluator import EvaluationResult, compare, evaluate, merge
+from fewshot_nlp.evaluation.evaluator import evaluate
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval, paired_interval
 from fewshot_nlp.evaluation.protocol import build_protocol, split_hash
+from fewshot_nlp.evaluation.results import EvaluationResult, compare, merge
 from fewshot_nlp.evaluation.tables import results_table
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot_nlp.functional.twice import ClosedForms
@@ -61,15 +61,15 @@ def _is_tied(module: nn.Module) -> bool:
 class _Reached(Exception):
     """Ends a forward pass at a layer."""
 
-    def __init__(self, given: Tensor) -> None:
+    def __init__(self, given: tuple[Any, ...]) -> None:
         self.given = given
 
 
-def input_of(layer: nn.Module, forward: Callable[[], Any]) -> Tensor:
-    """What ``forward()`` first gives to ``layer``, where it ends: what comes after is never computed."""
+def inputs_of(layer: nn.Module, forward: Callable[[], Any]) -> tuple[Any, ...]:
+    """What ``forward()`` first gives to ``layer``, by place; there it ends: what comes after is never computed."""
 
     def reached(part: nn.Module, args: tuple[Any, ...]) -> None:
-        raise _Reached(args[0])
+        raise _Reached(args)
 
     hook = layer.register_forward_pre_hook(reached)
     try:

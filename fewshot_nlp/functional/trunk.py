@@ -15,18 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewshot_nlp.functional.call import inputs_of
 from fewshot_nlp.functional.store import TensorStore
 
 #: The shape that texts go through in: rows, and what their tokens are a multiple of. More rows take less time for each
 #: text, and more time for one that has no company.
 ROWS, STEP = 8, 8
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the top of the trunk."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
 
 
 class _Given(nn.Module):
@@ -186,7 +180,9 @@ class Trunk:
             waiting = list(places.items())
             for first in range(0, len(waiting), ROWS):
                 group = waiting[first : first + ROWS]
-                output = self._run(_one_shape([texts[i] for _, i in group], width))
+                rows = [widened(texts[i], width) for _, i in group]
+                rows += rows[:1] * (ROWS - len(rows))
+                output = self._run({each: torch.cat([row[each] for row in rows]) for each in rows[0]})
                 if output is None or output.shape[:2] != (ROWS, width):
                     self.top.works = False
                     return None
@@ -214,26 +210,16 @@ class Trunk:
 
     def _handed_on(self, inputs: dict[str, Tensor]) -> Any:
         outputs: list[Any] = []
-
-        def reached(layer: nn.Module, args: Any) -> None:
-            raise _Reached(outputs[-1])
-
         # Albert runs a layer several times before it goes on to the next: its last output counts.
-        top, above = self.layers[self.depth - 1], self.layers[self.depth]
-        hooks = [
-            top.register_forward_hook(lambda layer, args, output: outputs.append(output)),
-            above.register_forward_pre_hook(reached),
-        ]
+        hook = self.layers[self.depth - 1].register_forward_hook(lambda layer, args, output: outputs.append(output))
         # What is kept outlives the block it is made in, and is recorded later.
         with torch.inference_mode(False), torch.no_grad():
+            given = {name: t.clone() if t.is_inference() else t for name, t in inputs.items()}
             try:
-                self.module(**{name: t.clone() if t.is_inference() else t for name, t in inputs.items()})
-            except _Reached as end:
-                return end.output
+                inputs_of(self.layers[self.depth], lambda: self.module(**given))
             finally:
-                for hook in hooks:
-                    hook.remove()
-        raise RuntimeError(f"{type(self.module).__name__} does not run its own layers.")
+                hook.remove()
+        return outputs[-1]
 
 
 def _padded_behind(mask: Tensor) -> bool:
@@ -249,14 +235,13 @@ def _name(inputs: dict[str, Tensor], address: bytes) -> bytes:
     return address
 
 
-def _one_shape(texts: list[dict[str, Tensor]], width: int) -> dict[str, Tensor]:
-    """At most ``ROWS`` texts as rows of ``width`` tokens; what is added is masked, or a copy of the first."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in texts[0]}
-    for text in texts:
-        for name, tensor in text.items():
-            added = tensor[:, -1:].repeat_interleave(width - tensor.shape[1], dim=1)
-            rows[name].append(torch.cat([tensor, added * 0 if name == "attention_mask" else added], dim=1))
-    return {name: torch.cat(own + own[:1] * (ROWS - len(own))) for name, own in rows.items()}
+def widened(texts: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Texts ``[n, length]``, padded behind, as rows of ``width`` tokens; what is added is masked."""
+    wide: dict[str, Tensor] = {}
+    for name, tensor in texts.items():
+        added = tensor[:, -1:].expand(-1, width - tensor.shape[1], *tensor.shape[2:])
+        wide[name] = torch.cat([tensor, added * 0 if name == "attention_mask" else added], dim=1)
+    return wide
 
 
 def find_layers(module: nn.Module) -> nn.ModuleList | None:

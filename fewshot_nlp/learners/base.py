@@ -310,11 +310,14 @@ class BaseLearner(ABC):
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
         with torch.inference_mode(False), torch.enable_grad():
             theta = leaves(params)
-            state = self._adapt(theta, episode.support)
-            logits = self.predict(theta, state, episode.query)
-            loss = self.loss(logits, episode.query.labels)
+            loss, logits = self._objective(theta, episode)
             grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
+
+    def _objective(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:
+        """What the gradient is of, and the answers to the queries."""
+        logits = self.predict(params, self._adapt(params, episode.support), episode.query)
+        return self.loss(logits, episode.query.labels), logits
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:
         return MetaGrad(grads, self.loss(logits, labels), episode_score(logits, labels), 1, [logits])

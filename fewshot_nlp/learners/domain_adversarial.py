@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from fewshot_nlp.checks import at_least
-from fewshot_nlp.functional.outer import leaves
 from fewshot_nlp.learners.protonet import ProtoNet
-from fewshot_nlp.types import Episode, MetaGrad, Params
+from fewshot_nlp.types import Episode, Params
 
 
 @dataclass
@@ -67,22 +66,18 @@ class DomainAdversarial(ProtoNet):
         size = self.options.hidden_size
         return {"discriminator": nn.Sequential(nn.Linear(self.model.hidden_size, size), nn.ReLU(), nn.Linear(size, 1))}
 
-    def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
+    def _objective(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:
         support, query, target = episode.support, episode.query, episode.unlabelled
         if target is None:
             raise ValueError(
                 f"The episode {episode.spec.address} has no unlabelled inputs, and learner='domain_adversarial' needs "
                 f"some. Set n_unlabelled, or give EpisodeReader unlabelled=... and n_unlabelled=..."
             )
-        with torch.inference_mode(False), torch.enable_grad():
-            theta = leaves(params)
-            ours, asked, theirs = (self.features(theta, part.inputs) for part in (support, query, target))
-            state = self.head.start(theta, ours, support.labels, support.n_way)
-            logits = self.head.logits(theta, state, asked)
-            domain = self.domain_loss(theta, torch.cat([ours, asked]), theirs, self.options.at(episode.spec.index))
-            loss = self.loss(logits, query.labels) + domain
-            grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-        return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
+        ours, asked, theirs = (self.features(params, part.inputs) for part in (support, query, target))
+        state = self.head.start(params, ours, support.labels, support.n_way)
+        logits = self.head.logits(params, state, asked)
+        domain = self.domain_loss(params, torch.cat([ours, asked]), theirs, self.options.at(episode.spec.index))
+        return self.loss(logits, query.labels) + domain, logits
 
     def domain_loss(self, params: Params, source: Tensor, target: Tensor, weight: float) -> Tensor:
         """``L_d`` of the features of both domains, which it reaches reversed."""

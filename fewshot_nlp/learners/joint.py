@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.config import FewShotConfig
-from fewshot_nlp.functional.outer import leaves
+from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.types import Episode, MetaGrad, Params
@@ -58,15 +59,15 @@ class Joint(GradientLearner):
             )
 
     def _episode_grad(self, params: Params, episode: Episode) -> MetaGrad:
+        part = BaseLearner._episode_grad(self, params, episode)
+        with torch.no_grad():
+            answers = self.predict(params, self._adapted(params, episode.support), episode.query)
+        return self._part(part.grads, answers, episode.query.labels)
+
+    def _objective(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:
         support, query = episode.support, episode.query
         weight = self.options.weight if episode.spec.pool == self.options.target else 1.0
-        with torch.inference_mode(False), torch.enable_grad():
-            theta = leaves(params)
-            features = self.features(theta, support.inputs)
-            state = self.head.start(theta, features, support.labels, support.n_way)
-            logits = self.head.logits(theta, state, self.features(theta, query.inputs))
-            loss = weight * self.loss(logits, query.labels)
-            grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-        with torch.no_grad():
-            answers = self.predict(params, self._adapted(params, support), query)
-        return self._part(dict(zip(theta, grads, strict=True)), answers, episode.query.labels)
+        features = self.features(params, support.inputs)
+        state = self.head.start(params, features, support.labels, support.n_way)
+        logits = self.head.logits(params, state, self.features(params, query.inputs))
+        return weight * self.loss(logits, query.labels), logits

@@ -105,7 +105,7 @@ class MetaTransfer(GradientLearner):
 
     def bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         # What is fixed has them in it.
-        frozen = {} if isinstance(self.model, FixedModel) else self._modulated(params)
+        frozen = {} if self.model.fixed else self._modulated(params)
         return self.model.features(params, inputs, frozen)
 
     def fixed(self, params: Params) -> MetaTransfer:

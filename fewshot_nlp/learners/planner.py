@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -157,44 +157,75 @@ def plan(
     return _plan(config, trial, meta_batch_size, gradient_accumulation_steps)
 
 
-def _plan(config: FewShotConfig, trial: dict[str, Any], episodes: int, rounds: int = 1) -> Plan:
-    """From the figures of short loops to those of the loops that training has."""
-    steps, options, together = config.inner_steps, list[Option](), trial["most_at_once"]
-    for estimator, points in trial["estimators"].items():
-        memory = _line({point["steps"]: point["bytes"] for point in points})
-        seconds = _line({point["steps"]: point["seconds"] for point in points})
-        again = _line({point["steps"]: point["adapt_seconds"] for point in points})[1]
+@dataclass(frozen=True)
+class Trial:
+    """Figures of short loops.
+
+    Attributes:
+        estimators: points of each estimator by its name, the configured one first: a number of ``steps``, and what a
+            loop of so many takes.
+        parameter_bytes: of all that is trained.
+        left_bytes: what the first step ever leaves in memory.
+        fast_bytes: of the fast weights, which are kept for steps that are to run again.
+        links: of an adaptation; each but those in memory runs again.
+        steps_in_memory, tasks_at_once: as the settings have it.
+        most_at_once: tasks that more memory would let go together.
+    """
+
+    estimators: dict[str, list[dict[str, float]]]
+    parameter_bytes: float
+    left_bytes: float
+    fast_bytes: float = 0
+    links: int = 1
+    steps_in_memory: int = 1
+    tasks_at_once: int = 1
+    most_at_once: int = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a start takes, and each step."""
+
+    start: float
+    step: float
+
+    @classmethod
+    def through(cls, points: Sequence[dict[str, float]], what: str) -> Line:
+        """The line through ``what`` of one point or two, in the order of their steps."""
+        steps, rise = (points[-1][name] - points[0][name] for name in ("steps", what))
+        step = max(rise / steps, 0.0) if steps else 0.0
+        return cls(points[0][what] - step * points[0]["steps"], step)
+
+    def at(self, steps: int) -> float:
+        return self.start + self.step * steps
+
+
+def _plan(config: FewShotConfig, found: dict[str, Any], episodes: int, rounds: int = 1) -> Plan:
+    """From the figures of short loops, those of a ``Trial``, to those of the loops that training has."""
+    trial, steps, options = Trial(**found), config.inner_steps, list[Option]()
+    own, together = min(trial.steps_in_memory, steps), trial.most_at_once
+    # Beside what a step takes: the parameters that are trained, and the two moments of Adam.
+    beside = 3 * trial.parameter_bytes + trial.left_bytes
+    for estimator, points in trial.estimators.items():
+        memory, seconds, again = (Line.through(points, what) for what in ("bytes", "seconds", "adapt_seconds"))
         graphs, name = estimator in GRAPHS and steps > 1, None if estimator == "none" else estimator
-        own = min(trial["steps_in_memory"], steps)
-        # Beside what a step takes: the parameters that are trained, and the two moments of Adam.
-        beside = 3 * trial["parameter_bytes"] + trial["left_bytes"]
         for size in sorted({own, steps, -(-steps // 2), 1}) if graphs else [None]:
             # From a blind head, the first link has two steps, which never run again one by one.
-            held, twice = (steps, 0) if size is None else (size, max(trial["links"] - size, 0))
+            held, twice = (steps, 0) if size is None else (size, max(trial.links - size, 0))
             # Every step that is run again starts from fast weights that were kept.
-            gigabytes = (memory[0] + memory[1] * held + trial["fast_bytes"] * twice + beside) / 2**30
-            each = seconds[0] + seconds[1] * steps + again * twice
+            gigabytes = (memory.at(held) + trial.fast_bytes * twice + beside) / 2**30
+            each = seconds.at(steps) + again.step * twice
             options.append(Option(name, size, gigabytes, each * episodes * rounds))
         if together > 1:
-            memory = _line({point["steps"]: point["together_bytes"] for point in points})
-            seconds = _line({point["steps"]: point["together_seconds"] for point in points})
-            gigabytes = (memory[0] + memory[1] * steps + beside) / 2**30
+            memory, seconds = (Line.through(points, f"together_{what}") for what in ("bytes", "seconds"))
             # No two go together that are of different micro-rounds.
-            total = (seconds[0] + seconds[1] * steps) * -(-episodes // together) * rounds
+            total = seconds.at(steps) * -(-episodes // together) * rounds
+            gigabytes = (memory.at(steps) + beside) / 2**30
             options.append(Option(name, steps if graphs else None, gigabytes, total, together))
-    first = next(iter(trial["estimators"]))
-    same = [option for option in options if option.estimator == (None if first == "none" else first)]
-    same = [option for option in same if option.tasks_at_once == trial["tasks_at_once"]]
-    held = min(trial["steps_in_memory"], steps)
-    chosen = next(option for option in same if option.tasks_at_once > 1 or option.steps_in_memory in (None, held))
+    first = options[0].estimator
+    same = [each for each in options if (each.estimator, each.tasks_at_once) == (first, trial.tasks_at_once)]
+    chosen = next(option for option in same if option.tasks_at_once > 1 or option.steps_in_memory in (None, own))
     return Plan(chosen, tuple(options))
-
-
-def _line(points: dict[int, float]) -> tuple[float, float]:
-    """Start and slope of the line through one point or two."""
-    (x, y), (x2, y2) = min(points.items()), max(points.items())
-    slope = max((y2 - y) / (x2 - x), 0.0) if x2 > x else 0.0
-    return y - slope * x, slope
 
 
 def example_episode(
@@ -225,32 +256,24 @@ def example_episode(
 
 
 def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: str) -> dict[str, Any]:
-    """Short loops of the configured estimator and of cheaper ones: bytes above the loaded model, and seconds."""
+    """A ``Trial`` of the configured estimator and of cheaper ones: bytes above the loaded model, and seconds."""
     learner = build_learner(config)
     learner.model.to(device)
-    params = _on(learner.init_params(), device)
+    params = learner.init_params()
     episode = example_episode(learner, **shape)
-    found: dict[str, Any] = {
-        "steps_in_memory": 1,
-        "links": config.inner_steps,
-        "tasks_at_once": 1,
-        "most_at_once": 1,
-        "fast_bytes": 0,
-        "parameter_bytes": sum(value.nbytes for value in params.values()),
-    }
     # What the first pass ever brings into memory, weights from their file above all, is the model's.
     learner.model.features(params, example_episode(learner, 2, 1, 1).support.inputs)
     forget_peak(device)
     idle = resident(device)
+    trained = sum(value.nbytes for value in params.values())
     if not isinstance(learner, GradientLearner):
-        found["left_bytes"] = _left_behind(learner, params, [episode], device, idle)
-        return {**found, "estimators": {"none": _points([(learner, 0)], [episode], device)}}
+        left = _left_behind(learner, params, [episode], device, idle)
+        return asdict(Trial({"none": _points([(learner, 0)], [episode], device)}, trained, left))
     estimator, steps = learner.estimator_name, config.inner_steps
     support = learner._known(episode.support)
-    found["steps_in_memory"] = learner.chunk or learner.steps_in_memory(support, episode.query)
-    found["links"] = len(learner.links(support))
-    found["tasks_at_once"] = learner.tasks_at_once([episode] * episodes)
-    found["fast_bytes"] = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
+    held, links = learner.chunk or learner.steps_in_memory(support, episode.query), len(learner.links(support))
+    own = most = learner.tasks_at_once([episode] * episodes)
+    fast = sum(value.nbytes for value in learner.adapt(params, episode.support).values())
     loops: dict[str, list[tuple[GradientLearner, int]]] = {}
     cheaper = [each for each in CHEAPER if estimator in GRAPHS and _takes(learner, each)]
     for each in dict.fromkeys((*cheaper, estimator)):
@@ -263,15 +286,12 @@ def _trial(config: FewShotConfig, shape: dict[str, Any], episodes: int, device: 
             shorter.chunk = max(count, 1)
             loops.setdefault(each, []).append((shorter, count))
     # As many as the settings have; side by side, where memory lets them have one, as many as more of it would.
-    most = found["tasks_at_once"]
     if most == 1 and not learner.stackable:
         most = loops[estimator][0][0].tasks_at_once([episode] * episodes)
-    found["most_at_once"] = most
     several = [episode, *(example_episode(learner, **shape, seed=seed) for seed in range(1, most))]
-    found["left_bytes"] = _left_behind(loops[estimator][0][0], params, several, device, idle)
+    left = _left_behind(loops[estimator][0][0], params, several, device, idle)
     tried = {each: _points(loops[each], several, device) for each in loops}
-    found["estimators"] = {each: tried[each] for each in sorted(tried, key=lambda each: each != estimator)}
-    return found
+    return asdict(Trial({estimator: tried[estimator], **tried}, trained, left, fast, links, held, own, most))
 
 
 def _takes(learner: BaseLearner, estimator: str) -> bool:
@@ -298,7 +318,7 @@ def _points(loops: Sequence[tuple[BaseLearner, int]], episodes: list[Episode], d
     points: list[dict[str, float]] = []
     runs: list[dict[str, Callable[[], object]]] = []
     for learner, steps in loops:
-        params = _on(learner.init_params(), device)
+        params = learner.init_params()
         run: dict[str, Callable[[], object]] = {"": partial(_gradient, learner, params, episodes[:1])}
         if len(episodes) > 1:
             run["together_"] = partial(_gradient, learner, params, episodes)
@@ -329,10 +349,6 @@ def _gradient(learner: BaseLearner, params: dict[str, Tensor], episodes: list[Ep
 def _adapt(learner: BaseLearner, params: dict[str, Tensor], episode: Episode) -> object:
     with learner.model.frozen_in(learner.config.frozen_dtype):
         return learner.adapt(params, episode.support)
-
-
-def _on(params: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in params.items()}
 
 
 def _seconds(run: Callable[[], object]) -> float:

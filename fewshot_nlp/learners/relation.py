@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, rms_norm
 
 from fewshot_nlp.checks import at_least, choice
-from fewshot_nlp.learners.base import BaseLearner
+from fewshot_nlp.learners.protonet import ProtoNet
 from fewshot_nlp.models.heads import SCALE, WEIGHT, full_precision
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Params, State
 
@@ -69,11 +69,10 @@ class RelationModule(nn.Module):
         return self.score(self.compare(pairs).relu()).squeeze(-1)
 
 
-class Relation(BaseLearner):
+class Relation(ProtoNet):
     """A learned comparison of queries with class means."""
 
     title = "relation networks ([Sung et al. 2018](https://arxiv.org/abs/1711.06025))"
-    fast_body = False
     implied: ClassVar = {"head": "prototype"}
     Options = RelationOptions
 
@@ -83,10 +82,6 @@ class Relation(BaseLearner):
             # A sigmoid must be undecided halfway between no likeness and full likeness.
             bias = -0.5 if self.options.residual else 0.0
         return {"relation": RelationModule(self.model.hidden_size, self.options.relation_size, bias)}
-
-    def _adapt(self, params: Params, support: Batch) -> State:
-        features = self.features(params, support.inputs)
-        return self.head.start(params, features, support.labels, support.n_way)
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         features = self.features({**params, **state}, query.inputs)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fewshot_nlp.functional.trunk import widened
 from fewshot_nlp.learners.workers import weights
 from fewshot_nlp.models.model import FewShotModel
 from fewshot_nlp.models.pooling import right_padded
@@ -70,7 +71,7 @@ def _stack(batches: Sequence[Batch]) -> Batch:
     inputs = [right_padded(each.inputs) if "attention_mask" in each.inputs else each.inputs for each in batches]
     if "attention_mask" in inputs[0]:
         longest = max(part["attention_mask"].shape[1] for part in inputs)
-        inputs = [_widened(part, longest) for part in inputs]
+        inputs = [widened(part, longest) for part in inputs]
     most, labels = max(map(len, batches)), list[Tensor]()
     for place, batch in enumerate(batches):
         more = most - len(batch)
@@ -78,15 +79,6 @@ def _stack(batches: Sequence[Batch]) -> Batch:
         labels.append(torch.cat([torch.full_like(batch.labels[:1].expand(more), OUT_OF_SCOPE), batch.labels]))
     together = {name: torch.stack([part[name] for part in inputs]) for name in inputs[0]}
     return Batch(together, torch.stack(labels), batches[0].n_way)
-
-
-def _widened(inputs: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Texts ``[n, length]`` as rows of ``width`` tokens; what is added is masked."""
-    wide: dict[str, Tensor] = {}
-    for name, tensor in inputs.items():
-        added = tensor[:, -1:].expand(-1, width - tensor.shape[1])
-        wide[name] = torch.cat([tensor, added * 0 if name == "attention_mask" else added], dim=1)
-    return wide
 
 
 def stacks(learner: ScheduledLearner, episodes: Sequence[Episode], most: int) -> Iterator[Sequence[Episode]]:

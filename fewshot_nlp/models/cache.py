@@ -89,6 +89,8 @@ def embedded(
 class FixedModel(FewShotModel):
     """A model whose features are those of one set of parameters, whatever parameters it is given later."""
 
+    fixed = True
+
     def __init__(self, model: FewShotModel, params: Params, frozen: Params = MappingProxyType({})) -> None:
         # All but its features are the model's, and what of its layers is kept.
         self.__dict__.update(model.__dict__)

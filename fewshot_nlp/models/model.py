@@ -59,7 +59,10 @@ class FewShotModel:
         longest: text that it takes, in tokens; ``None`` where it takes any.
         trunk: the layers below the first trained one, if there are any.
         seed: of what starts at random.
+        fixed: its features are those of parameters that it was given once.
     """
+
+    fixed = False
 
     def __init__(self, module: nn.Module, tokenizer: Any, config: FewShotConfig, seed: int = 0) -> None:
         self.module: Any = module

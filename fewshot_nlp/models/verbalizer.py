@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from fewshot_nlp.functional.call import input_of
+from fewshot_nlp.functional.call import inputs_of
 from fewshot_nlp.models.backbone import cache_argument
 from fewshot_nlp.models.pooling import is_causal, pool
 from fewshot_nlp.types import NAMES
@@ -81,7 +81,7 @@ class MaskedVoice(Voice):
         if len(texts):
             rows = {name: tensor[texts] for name, tensor in inputs.items()}
             # Of more blanks than one the mean is read; a template has one.
-            states = pool(input_of(output, lambda: module(**rows)), blank[texts].long(), "mean")
+            states = pool(inputs_of(output, lambda: module(**rows))[0], blank[texts].long(), "mean")
             parts.append(torch.cat([states, torch.ones_like(states[:, :1])], dim=1))
         if len(names):
             ids = inputs["input_ids"][names]

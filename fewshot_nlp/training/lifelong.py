@@ -147,12 +147,10 @@ class Consolidation:
 
     def after(self, params: Params, fisher: Mapping[str, Tensor]) -> Consolidation:
         """With one stage more, which ended at ``params``."""
-        zero = {name: torch.zeros_like(value) for name, value in params.items()}
-        before, pull = self.strength or zero, self.pull or zero
         return Consolidation(
             self.weight,
-            {name: before[name] + fisher[name] for name in params},
-            {name: pull[name] + fisher[name] * value for name, value in params.items()},
+            {name: self.strength.get(name, 0) + fisher[name] for name in params},
+            {name: self.pull.get(name, 0) + fisher[name] * value for name, value in params.items()},
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot_nlp.functional.call import call, check_names, input_of, run, trainable
+from fewshot_nlp.functional.call import call, check_names, inputs_of, run, trainable
 
 
 class Affine(nn.Module):
@@ -105,8 +105,8 @@ def test_a_pass_ends_before_a_layer(module):
     reached = []
     double = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     double[2].register_forward_hook(lambda *_: reached.append(True))
-    found = input_of(double[2], lambda: double(X))
+    (found,) = inputs_of(double[2], lambda: double(X))
     torch.testing.assert_close(found, torch.tanh(double[0](X)))
     assert not reached and not double[2]._forward_pre_hooks
     with pytest.raises(RuntimeError, match="does not reach Linear"):
-        input_of(nn.Linear(1, 1), lambda: double(X))
+        inputs_of(nn.Linear(1, 1), lambda: double(X))

@@ -26,10 +26,14 @@ class HalfFrozen(TorchFunctionMode):
         self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and not kwargs and _is_frozen(args[1]) and args[0].dtype == torch.float32:
+        if func is functional.linear and not kwargs and _suits(*args[:2]):
             given, weight, *rest = args
             bias = None if not rest or rest[0] is None else rest[0].to(torch.bfloat16)
             return functional.linear(given.to(torch.bfloat16), self._half(weight), bias).to(given.dtype)
+        # GPT-2 multiplies so.
+        if func is torch.addmm and not kwargs and _suits(*args[1:]):
+            bias, given, weight = args
+            return torch.addmm(bias.to(torch.bfloat16), given.to(torch.bfloat16), self._half(weight)).to(given.dtype)
         return func(*args, **(kwargs or {}))
 
     def __reduce__(self) -> tuple[type[HalfFrozen], tuple[()]]:
@@ -45,6 +49,7 @@ class HalfFrozen(TorchFunctionMode):
         return half
 
 
-def _is_frozen(weight: Any) -> bool:
+def _suits(given: Tensor, weight: Any) -> bool:
     # Fast weights are plain tensors.
-    return isinstance(weight, nn.Parameter) and not weight.requires_grad and weight.dtype == torch.float32
+    frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad and weight.dtype == torch.float32
+    return frozen and given.dtype == torch.float32

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from fewshot_nlp.functional.half import HalfFrozen
 
@@ -26,6 +27,16 @@ def test_a_frozen_layer_computes_in_bfloat16_and_answers_as_it_was_asked():
         assert torch.equal(found, functional.linear(X.bfloat16(), layer.weight.bfloat16(), bias).float())
         assert not torch.equal(found, layer(X))
         torch.testing.assert_close(found, layer(X), rtol=0.02, atol=0.02)
+
+
+def test_gpt2_multiplies_in_another_way():
+    torch.manual_seed(0)
+    layer = Conv1D(8, 16).requires_grad_(False)
+    with HalfFrozen():
+        found = layer(X)
+    expected = torch.addmm(layer.bias.bfloat16(), X.bfloat16(), layer.weight.bfloat16()).float()
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, layer(X))
 
 
 def test_what_is_trained_fast_or_of_another_type_stays_exact():

@@ -50,6 +50,11 @@ from fewshot_nlp.types import EpisodeSpec, Learner, Params
 
 #: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
 EVAL_SEED = 0
+USAGE = f"fewshot-nlp [RECIPE.yaml] [--config FILE] [--NAME VALUE ...]\n       {plan.USAGE}"
+ABOUT = (
+    "Train and test what RECIPE.yaml says, such as recipes/prompt_maml.yaml; plan predicts the memory and the time of "
+    "its training steps, and trains nothing."
+)
 
 
 @dataclass
@@ -90,6 +95,8 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
         recipe: the YAML file that a recipe brings; without it, the first argument may name one.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    # A script of recipes/ has its YAML, and takes no other.
+    told = {"usage": USAGE, "about": ABOUT} if recipe is None else {}
     command = shlex.join(["fewshot-nlp", *given] if recipe is None else [*_launcher(recipe), *given])
     if recipe is None and given and not given[0].startswith("-"):
         recipe = given.pop(0)
@@ -101,7 +108,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     if recipe == "plan":
         return carry_out(lambda: plan.main(given), lambda _: None, "")
     again = "Go on with the same command and --resume_from_checkpoint true."
-    return carry_out(lambda: prepare(parse(given, recipe), command), execute, again)
+    return carry_out(lambda: prepare(parse(given, recipe, **told), command), execute, again)
 
 
 def prepare(settings: Settings, command: str | None = None) -> Run:

@@ -23,7 +23,7 @@ from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.push import claim_repository, push
-from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, method_name, picture, say_how
+from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, picture, say_how
 from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
@@ -38,6 +38,7 @@ from fewshot_nlp.data import (
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
+from fewshot_nlp.hub.card import method_name
 from fewshot_nlp.hub.info import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
@@ -333,7 +334,7 @@ def _draw(run: Run, baselines: Mapping[str, float]) -> bytes | None:
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
+    title = printable(f"{method_name(run.settings.config)}, {', '.join(run.training)}")
     with tempfile.TemporaryDirectory() as folder:
         path = learning_curve(Path(folder) / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
         return path.read_bytes()

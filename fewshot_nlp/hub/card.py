@@ -34,6 +34,18 @@ ADAPTER_NAMES = {
     "full": "An encoder (all weights trained)",
     "none": "A few-shot head (backbone unchanged)",
 }
+#: The same where a line has room for a few words.
+SHORT_ADAPTER_NAMES = {
+    "prompt_tuning": "soft prompt",
+    "p_tuning": "soft prompt (P-tuning)",
+    "prefix_tuning": "prefix",
+    "lora": "LoRA",
+    "ia3": "IA3",
+    "bitfit": "biases",
+    "layernorm": "normalisation layers",
+    "full": "all weights",
+    "none": "head alone",
+}
 
 
 def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None) -> ModelCard:
@@ -63,6 +75,17 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
     ]
     body = "\n\n".join(sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def method_name(config: FewShotConfig) -> str:
+    """Method and adapter for a line or a title: ``MAML, soft prompt``."""
+    learner = learner_class(config.learner)
+    # Of "MAML ([Finn et al. 2017](...)) with exact second-order gradients" what comes before the paper.
+    method = learner.title.partition(" ([")[0] or learner.__name__
+    if method.split()[0].islower():
+        method = method[0].upper() + method[1:]
+    adapter = "DoRA" if config.adapter == "lora" and config.use_dora else SHORT_ADAPTER_NAMES[config.adapter]
+    return f"{method}, {adapter}"
 
 
 def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fewshot_nlp.config import ADAPTERS, LEARNERS, FewShotConfig
-from fewshot_nlp.hub.card import ADAPTER_NAMES, model_card, plain
+from fewshot_nlp.hub.card import ADAPTER_NAMES, SHORT_ADAPTER_NAMES, method_name, model_card, plain
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
 
@@ -171,7 +171,23 @@ def test_tokens_are_removed():
 
 
 def test_every_learner_and_adapter_has_a_name():
-    assert all(learner_class(name).title for name in LEARNERS) and set(ADAPTER_NAMES) == set(ADAPTERS)
+    assert all(learner_class(name).title for name in LEARNERS)
+    assert set(ADAPTER_NAMES) == set(SHORT_ADAPTER_NAMES) == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"adapter": "prompt_tuning"}, "MAML, soft prompt"),
+        ({"adapter": "full"}, "MAML, all weights"),
+        ({"adapter": "lora", "learner": "fomaml"}, "First-order MAML, LoRA"),
+        ({"adapter": "lora", "use_dora": True, "learner": "reptile"}, "Reptile, DoRA"),
+        ({"adapter": "none", "learner": "protonet"}, "Prototypical networks, head alone"),
+        ({"adapter": "bitfit", "learner": "imaml"}, "iMAML, biases"),
+    ],
+)
+def test_a_title_names_method_and_adapter_in_words(settings, words):
+    assert method_name(FewShotConfig(**settings)) == words
 
 
 @pytest.mark.parametrize("test", [{"1-shot": {"accuracy": "high"}}, {"1-shot": 0.9}, ["1-shot"]])

@@ -225,6 +225,7 @@ def execute(run: Run) -> dict[str, Any]:
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
             training=run.training,
+            unlabelled=run.pools["train"] if episodes.n_unlabelled else None,
         )
         if run.test
         else {},
@@ -348,8 +349,11 @@ def _label_names(training: Mapping[str, Pool]) -> list[str]:
 def _languages(run: Run) -> list[str]:
     """Of the training texts, where they are known."""
     episodes = run.settings.episodes
-    own = episodes.dataset_name == "home_intents" and list(run.training) == ["home_intents"]
-    return [episodes.dataset_config_name or "en"] if own else []
+    names = [episodes.dataset_name, *(episodes.mixture_dataset_names or ())]
+    weights = episodes.mixture_weights or [1.0] * len(names)
+    read = [*run.training.values(), *([run.pools["train"]] if episodes.n_unlabelled else [])]
+    own = all(name == "home_intents" for name, weight in zip(names, weights, strict=True) if weight)
+    return sorted({pool.config_name for pool in read if pool.config_name}) if own else []
 
 
 def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:

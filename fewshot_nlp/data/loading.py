@@ -34,11 +34,13 @@ class Opened(NamedTuple):
         parts: its splits.
         name: what to call it.
         hub_id: its id, if it was loaded from the Hub.
+        config_name: its configuration, if it is one of several; of ``home_intents`` the language.
     """
 
     parts: DatasetDict
     name: str
     hub_id: str | None = None
+    config_name: str | None = None
 
 
 def open_dataset(
@@ -67,17 +69,20 @@ def open_dataset(
     if path.is_file():
         return Opened(_open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name)
     if path.is_dir():
-        return Opened(_open_folder(path, config_name), path.resolve().name)
+        return Opened(_open_folder(path, config_name), path.resolve().name, config_name=config_name)
     if name in EMBEDDED:
+        language = (config_name or "en") if name == "home_intents" else None
         if config_name is None:
-            return Opened(EMBEDDED[name](), name)
-        if name != "home_intents":
+            return Opened(EMBEDDED[name](), name, config_name=language)
+        if language is None:
             raise ValueError(f"dataset={name!r} has no configuration {config_name!r}. Leave that out.")
-        return Opened(home_intents(config_name), name)
+        return Opened(home_intents(language), name, config_name=language)
     if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset={name!r} does not exist. Name a file, a folder, or a data set of the Hub.")
     try:
-        return Opened(_as_dict(load_dataset(name, config_name, revision=revision)), name, hub_id=name)
+        parts = _as_dict(load_dataset(name, config_name, revision=revision))
+        chosen = config_name or next(iter(parts.values())).config_name
+        return Opened(parts, name, hub_id=name, config_name=None if chosen == "default" else chosen)
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(
             f"dataset={name!r} is no file or folder, no embedded set ({', '.join(EMBEDDED)}), and the Hub has no such "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import isfinite
@@ -141,11 +141,17 @@ def training_pools_from_config(config: EpisodeConfig, pools: Mapping[str, Pool])
         pool = found["train"]
         if i > 0:
             pool = _not_evaluated(pool, pools, config)
-        # Files in different folders may have one name.
-        if i > 0 and pool.name in {other.name for other in (*pools.values(), *training)}:
-            pool = replace(pool, name=f"{pool.name}-{i + 1}")
+        if i > 0:
+            pool = replace(pool, name=_name_apart(pool, {other.name for other in (*pools.values(), *training)}, i + 1))
         training.append(pool)
     return training
+
+
+def _name_apart(pool: Pool, taken: Collection[str], number: int) -> str:
+    """The name of ``pool``, or one by its configuration or number: files in different folders may have one name, and
+    languages of one data set do."""
+    names = [pool.name, f"{pool.name}-{pool.config_name or number}", f"{pool.name}-{number}"]
+    return next((name for name in names if name not in taken), names[-1])
 
 
 def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:

@@ -144,6 +144,7 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
     if not isinstance(dataset, str):
         return []
     on_hub = protocol.get("hub_id") or (dataset if dataset in info.hub_datasets else None)
+    config_name = protocol.get("dataset_config_name")
     way = f"{protocol['n_way']}-way " if "n_way" in protocol else ""
     found = []
     for shots, entry in test.items():
@@ -154,6 +155,7 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
                 task_name=f"few-shot {info.kind} classification",
                 dataset_type=printable(on_hub or "local"),
                 dataset_name=printable(dataset if on_hub else Path(dataset).name),
+                dataset_config=config_name and printable(config_name),
                 dataset_split=printable(protocol.get("split") or "test"),
                 metric_type="accuracy",
                 metric_name=printable(f"accuracy, {way}{shots}"),
@@ -180,7 +182,7 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
     return test
 
 
-_PROTOCOL = {"dataset": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
+_PROTOCOL = {"dataset": str, "dataset_config_name": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
 
 
 def _check_form(where: str, found: Mapping[str, Any], form: Mapping[str, type]) -> None:
@@ -246,10 +248,12 @@ def _protocol(info: AdapterInfo) -> str:
         return ""
     lines = []
     for key, value in protocol.items():
-        if value in (None, {}):
+        if value in (None, {}, []):
             continue
         if isinstance(value, dict):
             value = [f"{name} {_spelt(item)}" for name, item in value.items()]
+        if isinstance(value, list):
+            value = [_data_set(item) if isinstance(item, dict) else item for item in value]
         shown = _names(value, limit=200) if isinstance(value, list) else plain(str(value), limit=200)
         lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
     return "\n\nProtocol:\n\n" + "\n".join(lines)
@@ -369,6 +373,12 @@ def _spelt(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
     return "(" + ", ".join(f"{str(name).replace('_', ' ')} {value}" for name, value in item.items()) + ")"
+
+
+def _data_set(item: Mapping[str, Any]) -> str:
+    """``home_intents (de)``."""
+    config_name = item.get("dataset_config_name")
+    return f"{item.get('dataset')}{f' ({config_name})' if config_name else ''}"
 
 
 def _names(values: Sequence[Any], limit: int = MAX_NAME_LENGTH) -> str:

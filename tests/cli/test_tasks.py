@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from datasets import load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub import ModelCard
 
 from fewshot_nlp.cli import train
 from fewshot_nlp.cli.parser import parse
@@ -153,6 +154,38 @@ def test_without_training_classes_a_data_set_is_only_evaluated_on(tiny, other_fi
         prepared(argv)
     run = prepared([*argv, "--mixture_weights", "0", "1"])
     assert list(run.training) == ["animals"]
+
+
+def test_languages_are_named_of_what_was_learned_and_of_what_was_tested(tiny, tmp_path, monkeypatch):
+    def sentences(language="en"):
+        splits = {"train": "abcd", "validation": "efgh", "test": "ijkl"}
+        # No class is of both languages.
+        classes = {split: [f"{language} {name}" for name in names] for split, names in splits.items()}
+        rows = {split: [(f"{c} {i}", c) for c in names for i in range(6)] for split, names in classes.items()}
+        return DatasetDict(
+            {split: Dataset.from_dict({"text": [t for t, _ in found], "label": [c for _, c in found]})
+             for split, found in rows.items()}
+        )  # fmt: skip
+
+    monkeypatch.setitem(loading.EMBEDDED, "home_intents", sentences)
+    monkeypatch.setattr(loading, "home_intents", sentences)
+    argv = [*tiny, "--learner", "domain_adversarial", "--head", "prototype", "--dataset_name", "home_intents"]
+    argv += ["--dataset_config_name", "de", "--mixture_dataset_names", "home_intents", "--mixture_weights", "0", "1"]
+    main([*argv, "--n_unlabelled", "4", "--adapter", "lora"])
+    protocol = json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]
+    assert (protocol["dataset"], protocol["dataset_config_name"]) == ("home_intents", "de")
+    assert protocol["trained_on"] == [{"dataset": "home_intents-en", "dataset_config_name": "en"}]
+    assert protocol["unlabelled"] == [{"dataset": "home_intents", "dataset_config_name": "de"}]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    for line in (
+        "- dataset config name: de",
+        r"- trained on: home\_intents-en (en)",
+        r"- unlabelled: home\_intents (de)",
+        r"- data: home\_intents-en",
+    ):
+        assert f"\n{line}\n" in card.text
+    assert card.data.language == ["de", "en"]
+    assert {each.dataset_config for each in card.data.eval_results} == {"de"}
 
 
 def test_classes_that_are_numbers_are_not_compared(tiny, tmp_path):

@@ -87,8 +87,8 @@ def test_a_folder_with_split_files_beside_its_data(tmp_path, names):
 
 
 def test_data_sets_in_memory(dataset):
-    parts, name, hub_id = open_dataset(dataset)
-    assert (list(parts), name, hub_id) == (["train"], "dataset", None)
+    parts, name, hub_id, config_name = open_dataset(dataset)
+    assert (list(parts), name, hub_id, config_name) == (["train"], "dataset", None, None)
     whole = DatasetDict(train=dataset)
     assert open_dataset(whole)[0] is whole
 

@@ -30,7 +30,7 @@ from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, Learner
 AT_ONCE = 16
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
-METRICS_BY_SCORE = {"accuracy": ("accuracy", "f1"), "negative_mse": ("r2",)}
+METRICS_BY_SCORE = {"accuracy": ("accuracy", "macro_f1"), "negative_mse": ("r2",)}
 
 
 @dataclass
@@ -97,8 +97,8 @@ def evaluate(
         learner, params: the method and its meta-parameters, on ``device``.
         specs: the episodes, such as ``[sampler[i] for i in range(600)]``, or a sampler that has ``num_episodes``.
         reader: turns a spec into an encoded episode.
-        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries; accuracy and F1 if not
-            given, and of regressions R².
+        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries; accuracy and macro F1
+            if not given, and of regressions R².
         device: where the episodes go; by default where ``params`` are.
         progress: show a progress bar.
         shard: ``(rank, world size)``: this call takes episodes ``rank, rank + world size, ...``; ``merge`` puts the

@@ -176,7 +176,9 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
             raise ValueError(
                 f"results['test'][{shown(shots)}] must be an object with a number 'accuracy', not {shown(entry)}."
             )
-        _check_form(f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict})
+        _check_form(
+            f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict, "paired_gains": dict}
+        )
     _check_form("results", results, {"protocol": dict})
     _check_form("results['protocol']", results.get("protocol") or {}, _PROTOCOL)
     return test
@@ -220,25 +222,33 @@ def _backbone(config: FewShotConfig) -> str:
 def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
     if not test:
         return "No results were recorded for this adapter."
-    baselines = list(dict.fromkeys(name for entry in test.values() for name in entry.get("baselines") or {}))
-    gains = any(entry.get("paired_gain") for entry in test.values())
-    header = ["", "this adapter", *(plain(name.replace("_", " ")) for name in baselines)]
-    header += ["gain over prototypes"] if gains else []
+    gains = {shots: _gains(entry) for shots, entry in test.items()}
+    known = [*((entry.get("baselines") or {}) for entry in test.values()), *gains.values()]
+    baselines = list(dict.fromkeys(name for names in known for name in names))
+    f1 = any(_number(_metrics(entry), "macro_f1") > -math.inf for entry in test.values())
+    header = ["", "this adapter", *["its macro F1"] * f1, *(plain(name.replace("_", " ")) for name in baselines)]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for shots, entry in test.items():
         others = [(entry.get("baselines") or {}).get(name) or {} for name in baselines]
         own, best = _percent(entry, "accuracy"), [_number(each, "accuracy") for each in (entry, *others)]
         row = [plain(shots), f"**{own}**" if best[0] == max(best) else own]
+        row += [_percent(_metrics(entry), "macro_f1")] * f1
         row += [_percent(each, "accuracy") + _fewer(each, entry) for each in others]
-        row += [_percent(entry.get("paired_gain"), "mean", signed=True)] if gains else []
         rows.append(row)
+        if gains[shots]:
+            over = [gains[shots].get(name) or {} for name in baselines]
+            row = [f"gain, {plain(shots)}", "", *[""] * f1]
+            row += [_percent(each, "mean", signed=True) + _fewer(each, entry) for each in over]
+            rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     note = "Accuracy in percent, mean over episodes with its 95 % interval"
     tested = ((info.results or {}).get("protocol") or {}).get("classes") or []
     unseen = tested and info.label_names and not set(tested) & set(info.label_names)
     note += ", on classes that were not seen in training." if unseen else "."
-    if gains:
-        note += " The gain is paired: on the same episodes, against the same backbone without training."
+    if any(gains.values()):
+        note += " A gain, of this adapter over each of the others, is paired: on the same episodes."
+    if f1:
+        note += " Macro F1, in percent too, is the mean over classes, each counted alike, of all queries together."
     return f"{table}\n\n{note}{_protocol(info)}"
 
 
@@ -259,8 +269,19 @@ def _protocol(info: AdapterInfo) -> str:
     return "\n\nProtocol:\n\n" + "\n".join(lines)
 
 
+def _gains(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired gains by baseline; results of one's own may know the one over prototypes alone."""
+    one = entry.get("paired_gain")
+    return entry.get("paired_gains") or ({"prototypes": one} if one else {})
+
+
+def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = entry.get("metrics")
+    return found if isinstance(found, dict) else {}
+
+
 def _number(entry: Any, key: str) -> float:
-    value = entry.get(key)
+    value = entry.get(key) if isinstance(entry, dict) else None
     return value if isinstance(value, int | float) else -math.inf
 
 

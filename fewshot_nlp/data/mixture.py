@@ -13,6 +13,7 @@ from fewshot_nlp.data.encode import pools_by_address
 from fewshot_nlp.data.leakage import class_key
 from fewshot_nlp.data.pool import Pool, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler, EpisodeSequence, generator
+from fewshot_nlp.data.splits import TooFewClasses
 from fewshot_nlp.types import EpisodeSpec
 
 
@@ -98,9 +99,23 @@ def training_tasks(config: EpisodeConfig, training: Sequence[Pool], seed: int = 
     """Training episodes of ``training``, whose pools stand for those of ``training_pools_from_config``."""
     shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
     options = {name: getattr(config, name) for name in shape}
+    for pool in training if config.mixture_dataset_names else ():
+        _check_classes(config, pool)
     samplers = [EpisodeSampler(pool, **options, seed=seed) for pool in training]
     weights = [weight for weight in config.mixture_weights or [1.0] * len(samplers) if weight]
     return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, weights, seed)
+
+
+def _check_classes(config: EpisodeConfig, pool: Pool) -> None:
+    """Raise ``ValueError`` where one of several pools has too few classes for an episode: others may have enough."""
+    count, n_way = len(pool.label_names), config.largest[0]
+    if count < n_way:
+        limit = "max_n_way" if config.max_n_way else "n_way"
+        raise ValueError(
+            f"mixture_dataset_names: {pool.name!r} has {count} training classes, fewer than {limit}={n_way}. Lower "
+            f"{limit}, divide its classes by a higher clusters_per_class, or leave it out (of dataset_name: give 0 as "
+            f"its weight in mixture_weights)."
+        )
 
 
 def evaluation_tasks(config: EpisodeConfig, pool: Pool, k_shot: int, seed: int = 0) -> EpisodeSampler:
@@ -155,13 +170,17 @@ def _name_apart(pool: Pool, taken: Collection[str], number: int) -> str:
 
 
 def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:
-    """A data set of the mixture, with the settings that are for all of them."""
+    """A data set of the mixture, with the settings that are for all of them; its training classes are all that it has
+    where it has too few for three splits, and none of its own: nothing is evaluated on it."""
     own = replace(
         config, dataset_name=name, dataset_config_name=None, dataset_revision=None, split_file=None,
         mixture_dataset_names=None, mixture_weights=None, n_unlabelled=0,
     )  # fmt: skip
     try:
-        return load_pools_from_config(own)
+        try:
+            return load_pools_from_config(own)
+        except TooFewClasses:
+            return load_pools_from_config(own, split_fractions=(1, 0, 0))
     except ValueError as error:
         raise ValueError(f"mixture_dataset_names: {name!r}: {error}") from error
 

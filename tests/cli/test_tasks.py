@@ -145,6 +145,19 @@ def test_what_is_evaluated_is_not_learned_from_a_mixture(tiny, tmp_path):
     assert len(prepared([*argv, "keep"]).training["own"].label_names) == 5
 
 
+@pytest.mark.parametrize("classes", [["bad", "good"], ["no", "perhaps", "yes"]])
+def test_a_data_set_of_few_classes_gives_all_of_them_to_training(tiny, tmp_path, classes):
+    path = write(tmp_path / "reviews.jsonl", classes)
+    run = prepared([*tiny, "--mixture_dataset_names", str(path), "--duplicates", "drop"])
+    assert run.training["reviews"].label_names == classes
+    assert "reviews" in pools_of(run)
+    with pytest.raises(ValueError, match=rf"'reviews' has {len(classes)} training classes, fewer than n_way=5\. Low"):
+        prepared([*tiny, "--mixture_dataset_names", str(path), "--n_way", "5", "--duplicates", "drop"])
+    # Alone it has nothing to be evaluated on.
+    with pytest.raises(ValueError, match=rf"split would have no class: 0\.25 of {len(classes)} classes"):
+        prepared([*tiny, "--dataset_name", str(path)])
+
+
 def test_without_training_classes_a_data_set_is_only_evaluated_on(tiny, other_file, tmp_path):
     names = [name for pool in prepared(tiny).pools.values() for name in pool.label_names]
     split_file = tmp_path / "split.json"
@@ -203,7 +216,7 @@ def test_classes_that_are_numbers_are_not_compared(tiny, tmp_path):
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1"], "must be a list of 2 weights"),
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1", "-1"], "mixture_weights=-1.0 is out of range"),
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "0", "0"], "must not be all zero"),
-        (["--mixture_dataset_names", "OTHER", "--n_way", "5"], "The train pool of 'animals' has 4 classes"),
+        (["--mixture_dataset_names", "OTHER", "--n_way", "5"], "'animals' has 4 training classes, fewer than n_way=5"),
         (["--dataset_revision", "v1.2"], "sentences.jsonl' is not on the Hub and has no revision 'v1.2'"),
         (["--dataset_name", "home_intents", "--dataset_revision", "v1.2"], "dataset='home_intents' is not on the Hub"),
         (["--n_out_of_scope", "-1"], "n_out_of_scope=-1 is out of range"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,9 @@ def test_the_revision_of_a_data_set_is_asked_of_the_hub(tiny, data_file, monkeyp
         asked.append((name, config_name, revision))
         return load_dataset("json", data_files=str(data_file))
 
+    monkeypatch.setattr(
+        loading, "load_dataset_builder", lambda *_, **__: SimpleNamespace(config=SimpleNamespace(name="default"))
+    )
     monkeypatch.setattr(loading, "load_dataset", hub)
     run = prepared([*tiny, "--dataset_name", "someone/intents", "--dataset_revision", "v1.2"])
     assert asked == [("someone/intents", None, "v1.2")]

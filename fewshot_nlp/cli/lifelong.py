@@ -32,6 +32,7 @@ from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.stages import Stage, all_classes, deal_classes, group_classes, hold_out, read_groups
 from fewshot_nlp.evaluation.lifelong import draw_matrix
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
+from fewshot_nlp.hub.card import method_name
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.training import FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
@@ -155,7 +156,7 @@ def execute(run: StreamRun) -> dict[str, Any]:
         for shots, matrix in output.matrices.items():
             path = folder / f"accuracy_matrix_{shots}.png"
             with drawing(path):
-                draw_matrix(path, matrix, f"{config.learner}, {lifelong.variant}, {shots}")
+                draw_matrix(path, matrix, f"{method_name(config)}, {lifelong.variant}, {shots}")
             figures = (matrix.average_accuracy, matrix.backward_transfer, matrix.forward_transfer, matrix.forgetting)
             print(f"{lifelong.variant + ', ' + shots:>20}  " + "  ".join(f"{100 * each.mean:7.1f}" for each in figures))
         print(f"\nSaved in {folder}: the adapter, {RESULTS}, and accuracy_matrix_<k>-shot.png", flush=True)
@@ -184,6 +185,6 @@ def _arriving(episodes: EpisodeConfig, lifelong: LifelongArguments) -> list[Pool
 def _announce(run: StreamRun) -> None:
     config, episodes, args, lifelong = run.settings
     print(f"   stream  {len(run.stages)} stages of {', '.join(str(len(s.label_names)) for s in run.stages)} classes")
-    print(f"   method  {config.learner} on {config.adapter}, {lifelong.variant}")
+    print(f"   method  {method_name(config)}, {lifelong.variant}")
     print(f" training  {args.max_steps} steps a stage, of {args.episodes_per_step} tasks, {episodes.n_way}-way")
     print(f" answered  {args.test_episodes} episodes a stage, {lifelong.evaluate_on} texts\n", flush=True)

@@ -34,6 +34,7 @@ class Settings(NamedTuple):
 
 #: Of a settings file.
 MAX_BYTES = 100_000
+USAGE = "%(prog)s [--config FILE] [--NAME VALUE ...]"
 CLASSES: tuple[Any, ...] = (FewShotConfig, EpisodeConfig, FewShotTrainingArguments)
 
 
@@ -45,18 +46,24 @@ def names_of(classes: Sequence[Any]) -> tuple[str, ...]:
 NAMES = names_of(CLASSES)
 
 
-def parse(argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None) -> Settings:
+def parse(argv: Sequence[str], recipe: str | Path | None = None, usage: str = USAGE, about: str = "") -> Settings:
     """``parse_into`` the three classes that every run has."""
-    return Settings(*parse_into(CLASSES, argv, recipe, prog))
+    return Settings(*parse_into(CLASSES, argv, recipe, usage, about))
 
 
 def parse_into(
-    classes: Sequence[Any], argv: Sequence[str], recipe: str | Path | None = None, prog: str | None = None
+    classes: Sequence[Any],
+    argv: Sequence[str],
+    recipe: str | Path | None = None,
+    usage: str = USAGE,
+    about: str = "",
 ) -> list[Any]:
     """Settings of ``classes`` from the YAML file ``recipe``, then ``--config FILE``, then the rest of ``argv``.
 
     ``none`` or ``null`` on the command line unsets a setting that may be unset. ``overwrite_output_dir`` is leave to
     replace one folder: where a later source names another ``output_dir``, it must be given there again.
+
+    ``usage`` and ``about`` are what ``--help`` says of the command before its settings.
 
     Raises:
         ValueError: an unknown key or argument, with the nearest known one; a value of the wrong type or out of range.
@@ -66,9 +73,8 @@ def parse_into(
     known = names_of(classes)
     parser = _Parser(
         tuple(classes),
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--NAME VALUE ...]",
-        description="Every setting may stand in a YAML file or on the command line, which wins.",
+        usage=usage,
+        description=f"{about} Every setting may stand in a YAML file or on the command line, which wins.".strip(),
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file whose settings win over the recipe's own.")

@@ -18,6 +18,7 @@ from fewshot_nlp.training.interrupts import leaving_at_once
 
 #: Texts whose lengths stand for the data set's.
 SAMPLE = 200
+USAGE = "fewshot-nlp plan [RECIPE.yaml] [--memory_gb X] [--NAME VALUE ...]"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     recipe = given.pop(0) if given and not given[0].startswith("-") else None
     parser = argparse.ArgumentParser(
         prog="fewshot-nlp plan",
-        usage="%(prog)s [RECIPE.yaml] [--memory_gb X] [--NAME VALUE ...]",
+        usage=USAGE,
         allow_abbrev=False,
         description="Predict the peak memory and the seconds of a recipe's training steps; takes its settings, too.",
     )

@@ -17,7 +17,8 @@ from fewshot_nlp.data import EpisodeSampler, Pool
 from fewshot_nlp.evaluation import results_table
 from fewshot_nlp.evaluation.pictures import draw_episode
 from fewshot_nlp.hub import FewShotAdapter
-from fewshot_nlp.learners import BaseLearner, GradientLearner, learner_class
+from fewshot_nlp.hub.card import method_name
+from fewshot_nlp.learners import BaseLearner, GradientLearner
 from fewshot_nlp.models.model import NAME_TOKENS
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.types import Batch
@@ -31,12 +32,6 @@ FILES = {
     "learning_curve.png": "training and validation, step by step",
     "README.md": "a model card for the Hub",
 }
-
-
-def method_name(settings: Settings) -> str:
-    """``MAML on prompt_tuning``."""
-    name, adapter = learner_class(settings.config.learner).__name__, settings.config.adapter
-    return f"{name} on {adapter if adapter != 'none' else 'its head alone'}"
 
 
 def announce(
@@ -73,7 +68,7 @@ def announce(
         **({"clusters": f"training tasks among {clusters:,} clusters of the training classes"} if clusters else {}),
         "backbone": f"{config.model_name_or_path}, frozen" if config.adapter != "full" else config.model_name_or_path,
         "adapter": f"{adapter}; {trained:,} trained parameters",
-        "method": f"{method_name(settings)}"
+        "method": method_name(config)
         # A method may imply its head, and its steps.
         + (f", {learner.config.head} head" if learner.uses_head else "")
         + (f", {learner.config.inner_steps} inner steps" if isinstance(learner, GradientLearner) else ""),
@@ -90,7 +85,7 @@ def conclude(settings: Settings, results: Mapping[str, Any]) -> None:
     folder = Path(settings.args.output_dir)
     print()
     if results["test"]:
-        print(results_table(results["test"], name=method_name(settings)))
+        print(results_table(results["test"], name=method_name(settings.config)))
         print()
     print(f"Saved in {folder}:")
     for name, meaning in FILES.items():
@@ -119,7 +114,7 @@ def picture(
 ) -> None:
     """Draw the first test task of images: what was learned from, and what was answered."""
     shots, sampler = next(iter(test.items()))
-    title = printable(f"{method_name(settings)}, {pool.name}, {shots}")
+    title = printable(f"{method_name(settings.config)}, {pool.name}, {shots}")
     with drawing(path):
         draw_episode(path, trained.learner, trained.params, sampler[0], trainer.reader, pool, title)
 

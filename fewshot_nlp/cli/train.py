@@ -23,7 +23,7 @@ from fewshot_nlp.cli import plan
 from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.push import claim_repository, push
-from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, method_name, picture, say_how
+from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, picture, say_how
 from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
@@ -38,6 +38,7 @@ from fewshot_nlp.data import (
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
+from fewshot_nlp.hub.card import method_name
 from fewshot_nlp.hub.info import CURVE_NAME
 from fewshot_nlp.learners import BaseLearner, FineTuning, FrozenPrototypes, LogisticRegression, build_learner
 from fewshot_nlp.learners.centring import centred
@@ -50,6 +51,11 @@ from fewshot_nlp.types import EpisodeSpec, Learner, Params
 
 #: Validation and test episodes do not depend on the seed of training, so that runs with other seeds compare in pairs.
 EVAL_SEED = 0
+USAGE = f"fewshot-nlp [RECIPE.yaml] [--config FILE] [--NAME VALUE ...]\n       {plan.USAGE}"
+ABOUT = (
+    "Train and test what RECIPE.yaml says, such as recipes/prompt_maml.yaml; plan predicts the memory and the time of "
+    "its training steps, and trains nothing."
+)
 
 
 @dataclass
@@ -90,6 +96,8 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
         recipe: the YAML file that a recipe brings; without it, the first argument may name one.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    # A script of recipes/ has its YAML, and takes no other.
+    told = {"usage": USAGE, "about": ABOUT} if recipe is None else {}
     command = shlex.join(["fewshot-nlp", *given] if recipe is None else [*_launcher(recipe), *given])
     if recipe is None and given and not given[0].startswith("-"):
         recipe = given.pop(0)
@@ -101,7 +109,7 @@ def main(argv: Sequence[str] | None = None, recipe: str | Path | None = None) ->
     if recipe == "plan":
         return carry_out(lambda: plan.main(given), lambda _: None, "")
     again = "Go on with the same command and --resume_from_checkpoint true."
-    return carry_out(lambda: prepare(parse(given, recipe), command), execute, again)
+    return carry_out(lambda: prepare(parse(given, recipe, **told), command), execute, again)
 
 
 def prepare(settings: Settings, command: str | None = None) -> Run:
@@ -217,6 +225,7 @@ def execute(run: Run) -> dict[str, Any]:
             samplers=run.test,
             baselines={name: each.settings for name, each in baselines.items() if isinstance(each, FineTuning)},
             training=run.training,
+            unlabelled=run.pools["train"] if episodes.n_unlabelled else None,
         )
         if run.test
         else {},
@@ -326,7 +335,7 @@ def _draw(run: Run, baselines: Mapping[str, float]) -> bytes | None:
         return None
     one = len(baselines) == 1
     levels = {f"untrained prototypes, validation{'' if one else f', {name}'}": v for name, v in baselines.items()}
-    title = printable(f"{method_name(run.settings)}, {', '.join(run.training)}")
+    title = printable(f"{method_name(run.settings.config)}, {', '.join(run.training)}")
     with tempfile.TemporaryDirectory() as folder:
         path = learning_curve(Path(folder) / CURVE_NAME, accuracy, baselines=levels, loss=loss, title=title)
         return path.read_bytes()
@@ -340,8 +349,11 @@ def _label_names(training: Mapping[str, Pool]) -> list[str]:
 def _languages(run: Run) -> list[str]:
     """Of the training texts, where they are known."""
     episodes = run.settings.episodes
-    own = episodes.dataset_name == "home_intents" and list(run.training) == ["home_intents"]
-    return [episodes.dataset_config_name or "en"] if own else []
+    names = [episodes.dataset_name, *(episodes.mixture_dataset_names or ())]
+    weights = episodes.mixture_weights or [1.0] * len(names)
+    read = [*run.training.values(), *([run.pools["train"]] if episodes.n_unlabelled else [])]
+    own = all(name == "home_intents" for name, weight in zip(names, weights, strict=True) if weight)
+    return sorted({pool.config_name for pool in read if pool.config_name}) if own else []
 
 
 def _split(pools: Mapping[str, Pool], split: str, setting: str) -> Pool:

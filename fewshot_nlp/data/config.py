@@ -52,8 +52,8 @@ class EpisodeConfig:
         default=None,
         metadata={
             "help": "Further data sets whose training classes give training tasks, too; evaluation stays on "
-            "dataset_name. The names of columns, split_seed, split_fractions, min_examples and duplicates are for all "
-            "of them."
+            "dataset_name. One of too few classes for three splits gives all it has. The names of columns, split_seed, "
+            "split_fractions, min_examples and duplicates are for all of them."
         },
     )
     mixture_weights: list[float] | None = field(

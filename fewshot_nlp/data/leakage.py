@@ -3,8 +3,8 @@
 Two texts are the same where they are equal after Unicode's NFKC, case folding, and with white space squeezed and
 characters that are not seen left out: what a reader, or a tokenizer of small letters, does not tell apart. Punctuation,
 accents and word order count. Two images are the same where their pixels are, whatever their files. Two classes are the
-same where their names are equal in that way, and with ``CamelCase``, ``_`` and ``-`` read as spaces; a name without
-letters is compared to the letter.
+same where their names are equal in that way, and with ``CamelCase``, and ``_`` and ``-`` between words, read as spaces:
+``lost_card`` is ``Lost card``, but the grade ``B-`` is not ``B``. A name without letters is compared to the letter.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ def text_key(text: str) -> str:
     if not text.isascii():
         # Twice, as folding may leave a form that is not normal.
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+        text = _seen(text)
     return " ".join(text.casefold().split())
+
+
+def _seen(text: str) -> str:
+    """``text`` without characters that are not seen."""
+    return "".join(char for char in text if unicodedata.category(char) != "Cf")
 
 
 def image_key(image: Pillow.Image) -> str:
@@ -53,7 +58,9 @@ def class_key(name: str) -> str:
     """What is equal for the names of one class."""
     if not any(map(str.isalpha, name)):
         return name
-    return text_key(re.sub(r"[_-]+", " ", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)))
+    # Before signs are looked for: there are a wide _ and -, too.
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", _seen(unicodedata.normalize("NFKC", name)))
+    return text_key(re.sub(r"(?<=[^\s_-])([_-]+|\s+[_-]+\s+)(?=[^\s_-])", " ", words))
 
 
 def shared_with_later(keys: Sequence[str], split_rows: Rows, texts: Sequence[str] | None = None) -> dict[str, Shared]:

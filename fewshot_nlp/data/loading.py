@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.packaged_modules.cache.cache import Cache
+from datasets.packaged_modules.csv.csv import CsvConfig
 
 from fewshot_nlp.checks import check_link, first_line, shown
 from fewshot_nlp.data.alphabets import glyphs
@@ -34,11 +36,13 @@ class Opened(NamedTuple):
         parts: its splits.
         name: what to call it.
         hub_id: its id, if it was loaded from the Hub.
+        config_name: its configuration, if it is one of several; of ``home_intents`` the language.
     """
 
     parts: DatasetDict
     name: str
     hub_id: str | None = None
+    config_name: str | None = None
 
 
 def open_dataset(
@@ -67,17 +71,20 @@ def open_dataset(
     if path.is_file():
         return Opened(_open_file(path), path.stem if path.stem != "data" else path.resolve().parent.name)
     if path.is_dir():
-        return Opened(_open_folder(path, config_name), path.resolve().name)
+        return Opened(_open_folder(path, config_name), path.resolve().name, config_name=config_name)
     if name in EMBEDDED:
+        language = (config_name or "en") if name == "home_intents" else None
         if config_name is None:
-            return Opened(EMBEDDED[name](), name)
-        if name != "home_intents":
+            return Opened(EMBEDDED[name](), name, config_name=language)
+        if language is None:
             raise ValueError(f"dataset={name!r} has no configuration {config_name!r}. Leave that out.")
-        return Opened(home_intents(config_name), name)
+        return Opened(home_intents(language), name, config_name=language)
     if path.suffix in _BUILDERS or isinstance(dataset, Path) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"dataset={name!r} does not exist. Name a file, a folder, or a data set of the Hub.")
     try:
-        return Opened(_as_dict(load_dataset(name, config_name, revision=revision)), name, hub_id=name)
+        parts = _as_dict(_load_from_hub(name, config_name, revision))
+        chosen = config_name or next(iter(parts.values())).config_name
+        return Opened(parts, name, hub_id=name, config_name=None if chosen == "default" else chosen)
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(
             f"dataset={name!r} is no file or folder, no embedded set ({', '.join(EMBEDDED)}), and the Hub has no such "
@@ -89,6 +96,29 @@ def open_dataset(
             f"dataset={name!r} cannot be loaded from the Hub: {error} Set dataset_config_name, or dataset_revision (in "
             f"Python, revision) to 'refs/convert/parquet' where the Hub has converted it."
         ) from error
+
+
+def _load_from_hub(name: str, config_name: str | None, revision: str | None) -> Dataset | DatasetDict:
+    """``load_dataset``, which reads csv files as the local ones are read."""
+    chosen = config_name
+    try:
+        builder = load_dataset_builder(name, config_name, revision=revision)
+    except ValueError:
+        # Also what a Hub that cannot be reached leaves, where the data are kept under the options alone.
+        chosen, may_be_csv = config_name or "default", True
+    else:
+        # Of a repository's own options none is overruled.
+        own: Any = builder.config
+        plain_csv = isinstance(own, CsvConfig) and own.keep_default_na and own.na_values is None
+        # Without a name, options would put all configurations into one.
+        chosen, may_be_csv = own.name, plain_csv or isinstance(builder, Cache)
+    if may_be_csv:
+        try:
+            return load_dataset(name, chosen, revision=revision, **_CSV)
+        except (ValueError, DatasetGenerationError):
+            # No csv; or columns that the repository declares as numbers hold such a word.
+            pass
+    return load_dataset(name, config_name, revision=revision)
 
 
 def _open_file(path: Path) -> DatasetDict:

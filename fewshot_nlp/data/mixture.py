@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import isfinite
@@ -13,6 +13,7 @@ from fewshot_nlp.data.encode import pools_by_address
 from fewshot_nlp.data.leakage import class_key
 from fewshot_nlp.data.pool import Pool, load_pools_from_config
 from fewshot_nlp.data.sampler import EpisodeSampler, EpisodeSequence, generator
+from fewshot_nlp.data.splits import TooFewClasses
 from fewshot_nlp.types import EpisodeSpec
 
 
@@ -98,9 +99,23 @@ def training_tasks(config: EpisodeConfig, training: Sequence[Pool], seed: int = 
     """Training episodes of ``training``, whose pools stand for those of ``training_pools_from_config``."""
     shape = ("n_way", "k_shot", "n_query", "max_n_way", "max_k_shot", "n_out_of_scope")
     options = {name: getattr(config, name) for name in shape}
+    for pool in training if config.mixture_dataset_names else ():
+        _check_classes(config, pool)
     samplers = [EpisodeSampler(pool, **options, seed=seed) for pool in training]
     weights = [weight for weight in config.mixture_weights or [1.0] * len(samplers) if weight]
     return samplers[0] if len(samplers) == 1 else EpisodeMixture(samplers, weights, seed)
+
+
+def _check_classes(config: EpisodeConfig, pool: Pool) -> None:
+    """Raise ``ValueError`` where one of several pools has too few classes for an episode: others may have enough."""
+    count, n_way = len(pool.label_names), config.largest[0]
+    if count < n_way:
+        limit = "max_n_way" if config.max_n_way else "n_way"
+        raise ValueError(
+            f"mixture_dataset_names: {pool.name!r} has {count} training classes, fewer than {limit}={n_way}. Lower "
+            f"{limit}, divide its classes by a higher clusters_per_class, or leave it out (of dataset_name: give 0 as "
+            f"its weight in mixture_weights)."
+        )
 
 
 def evaluation_tasks(config: EpisodeConfig, pool: Pool, k_shot: int, seed: int = 0) -> EpisodeSampler:
@@ -141,21 +156,31 @@ def training_pools_from_config(config: EpisodeConfig, pools: Mapping[str, Pool])
         pool = found["train"]
         if i > 0:
             pool = _not_evaluated(pool, pools, config)
-        # Files in different folders may have one name.
-        if i > 0 and pool.name in {other.name for other in (*pools.values(), *training)}:
-            pool = replace(pool, name=f"{pool.name}-{i + 1}")
+        if i > 0:
+            pool = replace(pool, name=_name_apart(pool, {other.name for other in (*pools.values(), *training)}, i + 1))
         training.append(pool)
     return training
 
 
+def _name_apart(pool: Pool, taken: Collection[str], number: int) -> str:
+    """The name of ``pool``, or one by its configuration or number: files in different folders may have one name, and
+    languages of one data set do."""
+    names = [pool.name, f"{pool.name}-{pool.config_name or number}", f"{pool.name}-{number}"]
+    return next((name for name in names if name not in taken), names[-1])
+
+
 def _opened(config: EpisodeConfig, name: str) -> dict[str, Pool]:
-    """A data set of the mixture, with the settings that are for all of them."""
+    """A data set of the mixture, with the settings that are for all of them; its training classes are all that it has
+    where it has too few for three splits, and none of its own: nothing is evaluated on it."""
     own = replace(
         config, dataset_name=name, dataset_config_name=None, dataset_revision=None, split_file=None,
         mixture_dataset_names=None, mixture_weights=None, n_unlabelled=0,
     )  # fmt: skip
     try:
-        return load_pools_from_config(own)
+        try:
+            return load_pools_from_config(own)
+        except TooFewClasses:
+            return load_pools_from_config(own, split_fractions=(1, 0, 0))
     except ValueError as error:
         raise ValueError(f"mixture_dataset_names: {name!r}: {error}") from error
 

@@ -54,6 +54,7 @@ class Pool:
         num_dropped: rows left out because a later split, or one that is evaluated, holds the same text, image or class.
         num_shared: such rows that were kept.
         hub_id: id of the data set, if it was loaded from the Hub. A local file may have the name of another's data.
+        config_name: configuration of the data set, if it is one of several; of ``home_intents`` the language.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Pool:
     num_dropped: int = 0
     num_shared: int = 0
     hub_id: str | None = None
+    config_name: str | None = None
 
     @property
     def label_names(self) -> list[str]:
@@ -188,7 +190,7 @@ def load_pools(
     at_least("min_examples", min_examples, 1)
     if splits is not None and split_file is not None:
         raise ValueError("Both splits and split_file are given. Give one.")
-    opened, found_name, hub_id = open_dataset(dataset, dataset_config_name, revision)
+    opened, found_name, hub_id, config_name = open_dataset(dataset, dataset_config_name, revision)
     for part_name, part in opened.items():
         if part.format["type"] == "custom":
             raise ValueError(
@@ -254,6 +256,7 @@ def load_pools(
             num_dropped=len(dropped[split]),
             num_shared=len(shared[split].rows - dropped[split]),
             hub_id=hub_id,
+            config_name=config_name,
         )
         for split, by_class in split_rows.items()
     }

@@ -17,6 +17,10 @@ _ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "ev
 DEFAULT_FRACTIONS = (0.5, 0.25, 0.25)
 
 
+class TooFewClasses(ValueError):
+    """A split that would be without a class."""
+
+
 def random_splits(
     classes: Collection[str], seed: int = 0, fractions: Sequence[float] = DEFAULT_FRACTIONS
 ) -> dict[str, list[str]]:
@@ -25,7 +29,7 @@ def random_splits(
     A split of fraction 0 is left out.
 
     Raises:
-        ValueError: the fractions are not three that add up to 1, or a split would have no class.
+        ValueError: the fractions are not three that add up to 1, or (``TooFewClasses``) a split would have no class.
     """
     check_fractions(fractions)
     # Ordered by hash rather than shuffled, so that one class more or less moves few of the others.
@@ -34,7 +38,7 @@ def random_splits(
     splits: dict[str, list[str]] = {}
     for split, fraction, start, end in zip(SPLITS, fractions, [0, *ends], ends, strict=False):
         if fraction and start == end:
-            raise ValueError(
+            raise TooFewClasses(
                 f"The {split} split would have no class: {fraction:g} of {len(ordered)} classes. "
                 f"Use data with more classes, or other split_fractions, of which 0 leaves a split out."
             )

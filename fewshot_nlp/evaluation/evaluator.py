@@ -41,8 +41,8 @@ def evaluate(
         learner, params: the method and its meta-parameters, on ``device``.
         specs: the episodes, such as ``[sampler[i] for i in range(600)]``, or a sampler that has ``num_episodes``.
         reader: turns a spec into an encoded episode.
-        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries; accuracy and F1 if not
-            given, and of regressions R².
+        metrics: names of the metrics (see ``fewshot_nlp.evaluation.metrics``) over all queries; accuracy and macro F1
+            if not given, and of regressions R².
         device: where the episodes go; by default where ``params`` are.
         progress: show a progress bar.
         shard: ``(rank, world size)``: this call takes episodes ``rank, rank + world size, ...``; ``merge`` puts the

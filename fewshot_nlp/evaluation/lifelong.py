@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fewshot_nlp.evaluation.intervals import Interval, mean_interval
-from fewshot_nlp.evaluation.plots import save_figure
+from fewshot_nlp.evaluation.plots import save_figure, set_heading
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,5 @@ def draw_matrix(path: str | Path, result: AccuracyMatrix, title: str | None = No
     axes.set_xlabel("stage that is tested, on held-out texts")
     axes.set_ylabel("stage that was learned last")
     figure.colorbar(image, label="accuracy (% of queries)")
-    if title:
-        axes.set_title(title, fontsize=11, fontweight="bold")
+    set_heading(figure, title)
     return save_figure(figure, path)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fewshot_nlp.data import Pool
-from fewshot_nlp.evaluation.plots import save_figure
+from fewshot_nlp.evaluation.plots import save_figure, set_heading
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, Params
 
 # Okabe & Ito (2008), told apart by colour-blind readers; a mark says the same.
@@ -107,8 +107,7 @@ def episode_picture(
     asked = sum(map(len, answers))
     good = sum(answer == i for i, row in enumerate(answers) for answer in row)
     panels[0, k + 1].set_title(f"queries: {good} of {asked} right", fontsize=9, loc="left")
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+    set_heading(figure, title)
     return save_figure(figure, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -69,10 +70,16 @@ def learning_curve(
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", frameon=False, fontsize=8.5, ncols=2)
     panels[-1].set_xlabel("training step (meta-updates)")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold")
-
+    set_heading(figure, title)
     return save_figure(figure, path)
+
+
+def set_heading(figure: Figure, title: str | None) -> None:
+    """Give ``figure`` a title, of several lines where one would be cut."""
+    if title:
+        # In this size and weight about eleven letters take an inch.
+        width = int(10 * figure.get_figwidth())
+        figure.suptitle("\n".join(wrap(title, width)), fontsize=11, fontweight="bold")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

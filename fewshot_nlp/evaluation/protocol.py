@@ -37,6 +37,7 @@ def build_protocol(
     samplers: Mapping[str, EpisodeSampler | EpisodeMixture] | None = None,
     baselines: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Pool] | None = None,
+    unlabelled: Pool | None = None,
 ) -> dict[str, Any]:
     """The ``"protocol"`` entry of ``results.json``.
 
@@ -53,10 +54,13 @@ def build_protocol(
             ``num_episodes`` set, ``save_episodes`` writes the list of that hash.
         baselines: settings of baselines that have any, by name.
         training: what training tasks are drawn from, if not from ``pools`` alone.
+        unlabelled: what texts beside them are drawn from, if any.
     """
     pool = pools[split]
+    learned = training or {name: each for name, each in pools.items() if name == "train"}
     return {
         "dataset": pool.name,
+        "dataset_config_name": pool.config_name,
         "hub_id": pool.hub_id,
         "split": split,
         "leakage": leakage([*pools.values(), *(training or {}).values()]),
@@ -76,5 +80,11 @@ def build_protocol(
         "transductive": transductive,
         "uses_label_names": uses_label_names,
         "baselines": {name: dict(settings) for name, settings in (baselines or {}).items()},
+        "trained_on": [_named(each) for each in learned.values()],
+        "unlabelled": [_named(unlabelled)] if unlabelled else [],
         "interval": "95 %, Student t over episodes",
     }
+
+
+def _named(pool: Pool) -> dict[str, Any]:
+    return {"dataset": pool.name, "dataset_config_name": pool.config_name}

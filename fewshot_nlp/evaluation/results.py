@@ -19,7 +19,7 @@ from fewshot_nlp.types import OUT_OF_SCOPE, Batch, EpisodeSpec
 
 #: Answer to a query whose logits hold a NaN: right for no reference.
 NO_ANSWER = -2
-METRICS_BY_SCORE = {"accuracy": ("accuracy", "f1"), "negative_mse": ("r2",)}
+METRICS_BY_SCORE = {"accuracy": ("accuracy", "macro_f1"), "negative_mse": ("r2",)}
 
 
 @dataclass

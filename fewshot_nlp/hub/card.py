@@ -34,6 +34,18 @@ ADAPTER_NAMES = {
     "full": "An encoder (all weights trained)",
     "none": "A few-shot head (backbone unchanged)",
 }
+#: The same where a line has room for a few words.
+SHORT_ADAPTER_NAMES = {
+    "prompt_tuning": "soft prompt",
+    "p_tuning": "soft prompt (P-tuning)",
+    "prefix_tuning": "prefix",
+    "lora": "LoRA",
+    "ia3": "IA3",
+    "bitfit": "biases",
+    "layernorm": "normalisation layers",
+    "full": "all weights",
+    "none": "head alone",
+}
 
 
 def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None) -> ModelCard:
@@ -63,6 +75,17 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
     ]
     body = "\n\n".join(sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def method_name(config: FewShotConfig) -> str:
+    """Method and adapter for a line or a title: ``MAML, soft prompt``."""
+    learner = learner_class(config.learner)
+    # Of "MAML ([Finn et al. 2017](...)) with exact second-order gradients" what comes before the paper.
+    method = learner.title.partition(" ([")[0] or learner.__name__
+    if method.split()[0].islower():
+        method = method[0].upper() + method[1:]
+    adapter = "DoRA" if config.adapter == "lora" and config.use_dora else SHORT_ADAPTER_NAMES[config.adapter]
+    return f"{method}, {adapter}"
 
 
 def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
@@ -121,6 +144,7 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
     if not isinstance(dataset, str):
         return []
     on_hub = protocol.get("hub_id") or (dataset if dataset in info.hub_datasets else None)
+    config_name = protocol.get("dataset_config_name")
     way = f"{protocol['n_way']}-way " if "n_way" in protocol else ""
     found = []
     for shots, entry in test.items():
@@ -131,6 +155,7 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
                 task_name=f"few-shot {info.kind} classification",
                 dataset_type=printable(on_hub or "local"),
                 dataset_name=printable(dataset if on_hub else Path(dataset).name),
+                dataset_config=config_name and printable(config_name),
                 dataset_split=printable(protocol.get("split") or "test"),
                 metric_type="accuracy",
                 metric_name=printable(f"accuracy, {way}{shots}"),
@@ -151,13 +176,15 @@ def _test_results(info: AdapterInfo) -> dict[str, Any]:
             raise ValueError(
                 f"results['test'][{shown(shots)}] must be an object with a number 'accuracy', not {shown(entry)}."
             )
-        _check_form(f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict})
+        _check_form(
+            f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict, "paired_gains": dict}
+        )
     _check_form("results", results, {"protocol": dict})
     _check_form("results['protocol']", results.get("protocol") or {}, _PROTOCOL)
     return test
 
 
-_PROTOCOL = {"dataset": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
+_PROTOCOL = {"dataset": str, "dataset_config_name": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
 
 
 def _check_form(where: str, found: Mapping[str, Any], form: Mapping[str, type]) -> None:
@@ -195,25 +222,33 @@ def _backbone(config: FewShotConfig) -> str:
 def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
     if not test:
         return "No results were recorded for this adapter."
-    baselines = list(dict.fromkeys(name for entry in test.values() for name in entry.get("baselines") or {}))
-    gains = any(entry.get("paired_gain") for entry in test.values())
-    header = ["", "this adapter", *(plain(name.replace("_", " ")) for name in baselines)]
-    header += ["gain over prototypes"] if gains else []
+    gains = {shots: _gains(entry) for shots, entry in test.items()}
+    known = [*((entry.get("baselines") or {}) for entry in test.values()), *gains.values()]
+    baselines = list(dict.fromkeys(name for names in known for name in names))
+    f1 = any(_number(_metrics(entry), "macro_f1") > -math.inf for entry in test.values())
+    header = ["", "this adapter", *["its macro F1"] * f1, *(plain(name.replace("_", " ")) for name in baselines)]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for shots, entry in test.items():
         others = [(entry.get("baselines") or {}).get(name) or {} for name in baselines]
         own, best = _percent(entry, "accuracy"), [_number(each, "accuracy") for each in (entry, *others)]
         row = [plain(shots), f"**{own}**" if best[0] == max(best) else own]
+        row += [_percent(_metrics(entry), "macro_f1")] * f1
         row += [_percent(each, "accuracy") + _fewer(each, entry) for each in others]
-        row += [_percent(entry.get("paired_gain"), "mean", signed=True)] if gains else []
         rows.append(row)
+        if gains[shots]:
+            over = [gains[shots].get(name) or {} for name in baselines]
+            row = [f"gain, {plain(shots)}", "", *[""] * f1]
+            row += [_percent(each, "mean", signed=True) + _fewer(each, entry) for each in over]
+            rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     note = "Accuracy in percent, mean over episodes with its 95 % interval"
     tested = ((info.results or {}).get("protocol") or {}).get("classes") or []
     unseen = tested and info.label_names and not set(tested) & set(info.label_names)
     note += ", on classes that were not seen in training." if unseen else "."
-    if gains:
-        note += " The gain is paired: on the same episodes, against the same backbone without training."
+    if any(gains.values()):
+        note += " A gain, of this adapter over each of the others, is paired: on the same episodes."
+    if f1:
+        note += " Macro F1, in percent too, is the mean over classes, each counted alike, of all queries together."
     return f"{table}\n\n{note}{_protocol(info)}"
 
 
@@ -223,17 +258,30 @@ def _protocol(info: AdapterInfo) -> str:
         return ""
     lines = []
     for key, value in protocol.items():
-        if value in (None, {}):
+        if value in (None, {}, []):
             continue
         if isinstance(value, dict):
             value = [f"{name} {_spelt(item)}" for name, item in value.items()]
+        if isinstance(value, list):
+            value = [_data_set(item) if isinstance(item, dict) else item for item in value]
         shown = _names(value, limit=200) if isinstance(value, list) else plain(str(value), limit=200)
         lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
     return "\n\nProtocol:\n\n" + "\n".join(lines)
 
 
+def _gains(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired gains by baseline; results of one's own may know the one over prototypes alone."""
+    one = entry.get("paired_gain")
+    return entry.get("paired_gains") or ({"prototypes": one} if one else {})
+
+
+def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = entry.get("metrics")
+    return found if isinstance(found, dict) else {}
+
+
 def _number(entry: Any, key: str) -> float:
-    value = entry.get(key)
+    value = entry.get(key) if isinstance(entry, dict) else None
     return value if isinstance(value, int | float) else -math.inf
 
 
@@ -346,6 +394,12 @@ def _spelt(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
     return "(" + ", ".join(f"{str(name).replace('_', ' ')} {value}" for name, value in item.items()) + ")"
+
+
+def _data_set(item: Mapping[str, Any]) -> str:
+    """``home_intents (de)``."""
+    config_name = item.get("dataset_config_name")
+    return f"{item.get('dataset')}{f' ({config_name})' if config_name else ''}"
 
 
 def _names(values: Sequence[Any], limit: int = MAX_NAME_LENGTH) -> str:

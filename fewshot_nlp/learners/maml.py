@@ -15,4 +15,4 @@ from fewshot_nlp.learners.gradient import GradientLearner
 class MAML(GradientLearner):
     """Exact second-order MAML over the adapter and the head."""
 
-    title = "MAML with exact second-order gradients ([Finn et al. 2017](https://arxiv.org/abs/1703.03400))"
+    title = "MAML ([Finn et al. 2017](https://arxiv.org/abs/1703.03400)) with exact second-order gradients"

@@ -121,6 +121,9 @@ def restore(trainer: FewShotTrainer, folder: Path) -> None:
     if trainer.accelerator.is_main_process:
         _begin(trainer.args, trainer.state.log_history)
     _take_over_best(trainer, progress.get("validation", {}), folder)
+    # After the best step, which alone would be what a run that is killed before its first save goes on from.
+    if trainer.args.save_strategy != "no":
+        _take_along(trainer, checkpoint, folder)
 
 
 def check_resumable(trainer: FewShotTrainer, folder: Path) -> None:
@@ -152,7 +155,7 @@ def load_best(trainer: FewShotTrainer) -> int | None:
 def _take_over_best(trainer: FewShotTrainer, validation: Mapping[str, Any], folder: Path) -> None:
     """Keep the best step of the run that wrote ``folder`` where what comes can be compared with it, and where it is
     there to be loaded at the end."""
-    best, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
+    best = trainer.state.best_global_step
     if best is None:
         return None
     changed = [name for name, value in trainer.validation.items() if validation.get(name, value) != value]
@@ -169,12 +172,17 @@ def _take_over_best(trainer: FewShotTrainer, validation: Mapping[str, Any], fold
     try:
         if found is None:
             raise FileNotFoundError(f"There is no {PREFIX}{best} beside it.")
-        if folder.parent.resolve() != output_dir.resolve():
-            checkpoint = _read_own(trainer, found)
-            if trainer.accelerator.is_main_process:
-                write_checkpoint(output_dir, best, checkpoint)
+        _take_along(trainer, _read_own(trainer, found), found)
     except (FileNotFoundError, ValueError) as error:
         _forget_best(trainer, f"The best step of {folder}, {best}, cannot be loaded, and is dropped: {error}")
+
+
+def _take_along(trainer: FewShotTrainer, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write ``checkpoint`` of ``folder`` into ``output_dir``, too, if that is another place."""
+    output_dir = Path(trainer.args.output_dir)
+    elsewhere = folder.parent.resolve() != output_dir.resolve()
+    if elsewhere and trainer.accelerator.is_main_process:
+        write_checkpoint(output_dir, checkpoint.state["global_step"], checkpoint)
 
 
 def _forget_best(trainer: FewShotTrainer, why: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 
 from fewshot_nlp.cli.parser import NAMES, parse, read_yaml
+from fewshot_nlp.cli.train import main
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.training import FewShotTrainingArguments
@@ -208,11 +209,31 @@ def test_every_setting_can_stand_in_both(yaml_file):
 
 def test_help_names_every_setting(capsys):
     with pytest.raises(SystemExit) as done:
-        parse(["--help"], prog="fewshot-nlp")
+        parse(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in (*NAMES, "config"))
-    assert shown.startswith("usage: fewshot-nlp [--config FILE]")
+    assert "[--config FILE] [--NAME VALUE ...]\n" in shown.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["recipe.yaml", "-h"]])
+def test_help_of_the_command_tells_of_recipes_and_of_plan(argv, yaml_file, monkeypatch, capsys):
+    monkeypatch.chdir(yaml_file(RECIPE, "recipe.yaml").parent)
+    with pytest.raises(SystemExit) as done:
+        main(argv)
+    assert done.value.code == 0
+    said, settings = capsys.readouterr().out.split("options:")
+    assert said.startswith(
+        "usage: fewshot-nlp [RECIPE.yaml] [--config FILE] [--NAME VALUE ...]\n"
+        "       fewshot-nlp plan [RECIPE.yaml] [--memory_gb X] [--NAME VALUE ...]\n"
+    )
+    assert "plan predicts" in " ".join(said.split()) and "--learner" in settings
+
+
+def test_help_of_a_script_offers_no_other_recipe(yaml_file, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"], yaml_file(RECIPE))
+    assert "RECIPE.yaml" not in capsys.readouterr().out
 
 
 def test_yaml_is_read_as_it_is(yaml_file):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from datasets import load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub import ModelCard
 
 from fewshot_nlp.cli import train
 from fewshot_nlp.cli.parser import parse
@@ -53,6 +55,9 @@ def test_the_revision_of_a_data_set_is_asked_of_the_hub(tiny, data_file, monkeyp
         asked.append((name, config_name, revision))
         return load_dataset("json", data_files=str(data_file))
 
+    monkeypatch.setattr(
+        loading, "load_dataset_builder", lambda *_, **__: SimpleNamespace(config=SimpleNamespace(name="default"))
+    )
     monkeypatch.setattr(loading, "load_dataset", hub)
     run = prepared([*tiny, "--dataset_name", "someone/intents", "--dataset_revision", "v1.2"])
     assert asked == [("someone/intents", None, "v1.2")]
@@ -144,6 +149,19 @@ def test_what_is_evaluated_is_not_learned_from_a_mixture(tiny, tmp_path):
     assert len(prepared([*argv, "keep"]).training["own"].label_names) == 5
 
 
+@pytest.mark.parametrize("classes", [["bad", "good"], ["no", "perhaps", "yes"]])
+def test_a_data_set_of_few_classes_gives_all_of_them_to_training(tiny, tmp_path, classes):
+    path = write(tmp_path / "reviews.jsonl", classes)
+    run = prepared([*tiny, "--mixture_dataset_names", str(path), "--duplicates", "drop"])
+    assert run.training["reviews"].label_names == classes
+    assert "reviews" in pools_of(run)
+    with pytest.raises(ValueError, match=rf"'reviews' has {len(classes)} training classes, fewer than n_way=5\. Low"):
+        prepared([*tiny, "--mixture_dataset_names", str(path), "--n_way", "5", "--duplicates", "drop"])
+    # Alone it has nothing to be evaluated on.
+    with pytest.raises(ValueError, match=rf"split would have no class: 0\.25 of {len(classes)} classes"):
+        prepared([*tiny, "--dataset_name", str(path)])
+
+
 def test_without_training_classes_a_data_set_is_only_evaluated_on(tiny, other_file, tmp_path):
     names = [name for pool in prepared(tiny).pools.values() for name in pool.label_names]
     split_file = tmp_path / "split.json"
@@ -153,6 +171,38 @@ def test_without_training_classes_a_data_set_is_only_evaluated_on(tiny, other_fi
         prepared(argv)
     run = prepared([*argv, "--mixture_weights", "0", "1"])
     assert list(run.training) == ["animals"]
+
+
+def test_languages_are_named_of_what_was_learned_and_of_what_was_tested(tiny, tmp_path, monkeypatch):
+    def sentences(language="en"):
+        splits = {"train": "abcd", "validation": "efgh", "test": "ijkl"}
+        # No class is of both languages.
+        classes = {split: [f"{language} {name}" for name in names] for split, names in splits.items()}
+        rows = {split: [(f"{c} {i}", c) for c in names for i in range(6)] for split, names in classes.items()}
+        return DatasetDict(
+            {split: Dataset.from_dict({"text": [t for t, _ in found], "label": [c for _, c in found]})
+             for split, found in rows.items()}
+        )  # fmt: skip
+
+    monkeypatch.setitem(loading.EMBEDDED, "home_intents", sentences)
+    monkeypatch.setattr(loading, "home_intents", sentences)
+    argv = [*tiny, "--learner", "domain_adversarial", "--head", "prototype", "--dataset_name", "home_intents"]
+    argv += ["--dataset_config_name", "de", "--mixture_dataset_names", "home_intents", "--mixture_weights", "0", "1"]
+    main([*argv, "--n_unlabelled", "4", "--adapter", "lora"])
+    protocol = json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]
+    assert (protocol["dataset"], protocol["dataset_config_name"]) == ("home_intents", "de")
+    assert protocol["trained_on"] == [{"dataset": "home_intents-en", "dataset_config_name": "en"}]
+    assert protocol["unlabelled"] == [{"dataset": "home_intents", "dataset_config_name": "de"}]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    for line in (
+        "- dataset config name: de",
+        r"- trained on: home\_intents-en (en)",
+        r"- unlabelled: home\_intents (de)",
+        r"- data: home\_intents-en",
+    ):
+        assert f"\n{line}\n" in card.text
+    assert card.data.language == ["de", "en"]
+    assert {each.dataset_config for each in card.data.eval_results} == {"de"}
 
 
 def test_classes_that_are_numbers_are_not_compared(tiny, tmp_path):
@@ -170,7 +220,7 @@ def test_classes_that_are_numbers_are_not_compared(tiny, tmp_path):
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1"], "must be a list of 2 weights"),
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "1", "-1"], "mixture_weights=-1.0 is out of range"),
         (["--mixture_dataset_names", "OTHER", "--mixture_weights", "0", "0"], "must not be all zero"),
-        (["--mixture_dataset_names", "OTHER", "--n_way", "5"], "The train pool of 'animals' has 4 classes"),
+        (["--mixture_dataset_names", "OTHER", "--n_way", "5"], "'animals' has 4 training classes, fewer than n_way=5"),
         (["--dataset_revision", "v1.2"], "sentences.jsonl' is not on the Hub and has no revision 'v1.2'"),
         (["--dataset_name", "home_intents", "--dataset_revision", "v1.2"], "dataset='home_intents' is not on the Hub"),
         (["--n_out_of_scope", "-1"], "n_out_of_scope=-1 is out of range"),

@@ -81,7 +81,15 @@ def test_keys_are_settled_and_blind_to_spelling(text, seed):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("lost_card", "Lost Card"), ("LostCard", "lost-card"), ("refund", "Refund "), ("Caf\u00e9", "cafe\u0301")],
+    [
+        ("lost_card", "Lost Card"),
+        ("LostCard", "lost-card"),
+        ("refund", "Refund "),
+        ("Caf\u00e9", "cafe\u0301"),
+        ("cafe\u0301_bar", "Caf\u00e9 bar"),
+        ("lost - card", "lost__card"),
+        ("lost\uff3fcard", "lost card"),
+    ],
 )
 def test_a_class_in_two_spellings_is_one(one, other):
     data = dataset("x", "y", (one, "b", other))
@@ -93,7 +101,21 @@ def test_a_class_in_two_spellings_is_one(one, other):
     assert load_pools(data, splits=splits, duplicates="keep")["train"].num_shared == 2
 
 
-@pytest.mark.parametrize(("one", "other"), [("1", "-1"), ("c++", "c#"), ("1.0", "10"), ("yes", "yes!"), ("_", "-")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "-1"),
+        ("c++", "c#"),
+        ("1.0", "10"),
+        ("yes", "yes!"),
+        ("_", "-"),
+        ("B", "B-"),
+        ("O", "-O"),
+        ("B- to C", "B to C"),
+        ("_x", "x"),
+        ("ab", "a-b"),
+    ],
+)
 def test_names_that_differ_by_more_are_two(one, other):
     pools = load_pools(dataset("x", "y", (one, "b", other)), splits={"train": [one], "test": [other]})
     assert pools["train"].num_shared == 0

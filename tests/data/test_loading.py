@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import DatasetDict
@@ -9,6 +10,11 @@ from fewshot_nlp.data.loading import EMBEDDED, open_dataset
 from tests.data.toy_data import CLASSES, make_dataset
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def parquet_builder(*args, **options):
+    """Of a data set of the Hub that is no csv file."""
+    return SimpleNamespace(config=SimpleNamespace(name="default"))
 
 
 def write(dataset, path):
@@ -87,8 +93,8 @@ def test_a_folder_with_split_files_beside_its_data(tmp_path, names):
 
 
 def test_data_sets_in_memory(dataset):
-    parts, name, hub_id = open_dataset(dataset)
-    assert (list(parts), name, hub_id) == (["train"], "dataset", None)
+    parts, name, hub_id, config_name = open_dataset(dataset)
+    assert (list(parts), name, hub_id, config_name) == (["train"], "dataset", None, None)
     whole = DatasetDict(train=dataset)
     assert open_dataset(whole)[0] is whole
 
@@ -101,6 +107,7 @@ def test_a_hub_id_is_known_only_of_what_came_from_the_hub(dataset, tmp_path, mon
         asked.append(args[0])
         return DatasetDict(train=dataset)
 
+    monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset_builder", parquet_builder)
     monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset", load)
     for name in ("someone/intents", "banking77"):
         assert {pool.hub_id for pool in load_pools(name, name="ours").values()} == {name}
@@ -138,6 +145,7 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_one_clear_error(monkeypatch, er
     def refuse(*args, **options):
         raise error("Dataset scripts are no longer supported, but found something.py.")
 
+    monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset_builder", parquet_builder)
     monkeypatch.setattr("fewshot_nlp.data.loading.load_dataset", refuse)
     with pytest.raises(ValueError, match=r"'someone/something' cannot be loaded .*something\.py.*dataset_config_name"):
         load_pools("someone/something")

@@ -92,11 +92,11 @@ def test_pooled_metrics_are_over_class_names():
     # Episode 1 is (car, dog, eel) with the first car taken for a dog; episode 4 is the same classes as episode 0.
     result = run([spec_at(1)])
     # F1: car P=1 R=1/2 -> 2/3; dog P=1/2 R=1 -> 2/3; eel 1.
-    assert result.metrics == pytest.approx({"accuracy": 0.75, "f1": (2 / 3 + 2 / 3 + 1) / 3})
+    assert result.metrics == pytest.approx({"accuracy": 0.75, "macro_f1": (2 / 3 + 2 / 3 + 1) / 3})
     # By episode labels class 0 would have F1 of 6/7; by name, bus is right twice and car 3 of 5 are named, 2 missed.
     both = run([spec_at(0), spec_at(1)])
     bus, car, dog, eel = 1.0, 2 * 2 / (2 + 3), 2 * 2 / (3 + 2), 1.0
-    assert both.metrics["f1"] == pytest.approx((bus + car + dog + eel) / 4)
+    assert both.metrics["macro_f1"] == pytest.approx((bus + car + dog + eel) / 4)
 
 
 def test_out_of_scope_queries_count_only_where_asked():
@@ -130,7 +130,7 @@ def test_merge_refuses_what_is_no_set_of_shards():
 
 def test_a_nan_is_no_answer(monkeypatch):
     monkeypatch.setattr(Scripted, "predict", lambda self, params, state, query: torch.full((4, WAY), math.nan))
-    result = run([spec_at(0)], metrics=("accuracy", "f1", "accuracy_with_out_of_scope"))
+    result = run([spec_at(0)], metrics=("accuracy", "macro_f1", "accuracy_with_out_of_scope"))
     # Class 0 is right for two of the four queries, and argmax of NaN is 0.
     assert result.accuracies == [0.0]
     assert math.isnan(result.loss)

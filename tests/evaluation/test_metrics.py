@@ -19,8 +19,8 @@ def test_agree_with_scikit_learn(labels):
     assert load_metric("accuracy").compute(predictions=predictions, references=references) == {
         "accuracy": pytest.approx(accuracy_score(references, predictions))
     }
-    assert load_metric("f1").compute(predictions=predictions, references=references) == {
-        "f1": pytest.approx(f1_score(references, predictions, average="macro"))
+    assert load_metric("macro_f1").compute(predictions=predictions, references=references) == {
+        "macro_f1": pytest.approx(f1_score(references, predictions, average="macro"))
     }
 
 
@@ -46,10 +46,10 @@ def test_r2_agrees_with_scikit_learn():
 
 def test_out_of_scope():
     predictions, references = [0, 1, 1, -1], [0, 0, -1, -1]
-    named = ("accuracy", "accuracy_with_out_of_scope", "f1")
+    named = ("accuracy", "accuracy_with_out_of_scope", "macro_f1")
     values = {name: METRICS[name]().compute(predictions=predictions, references=references)[name] for name in named}
     # Without the two out-of-scope queries one of two is right; with them two of four. F1: class 0 has P = 1, R = 1/2.
-    assert values == pytest.approx({"accuracy": 0.5, "accuracy_with_out_of_scope": 0.5, "f1": 2 / 3})
+    assert values == pytest.approx({"accuracy": 0.5, "accuracy_with_out_of_scope": 0.5, "macro_f1": 2 / 3})
     counted = METRICS["accuracy_with_out_of_scope"]().compute(predictions=[0, 1], references=[0, -1])
     assert counted == {"accuracy_with_out_of_scope": 0.5}
 

@@ -57,6 +57,15 @@ def test_accuracy_alone_has_one_panel(tmp_path, figure):
     assert [line.get_label() for line in panel.lines] == ["validation"]
 
 
+def test_a_long_title_is_not_cut(tmp_path, figure):
+    title = "Reptile with normalised aggregation, normalisation layers, home_intents, clinc150, banking77, huffpost"
+    learning_curve(tmp_path / "curve.png", ACCURACY, title=title)
+    drawn, whole = figure()._suptitle, figure().bbox
+    assert drawn.get_text().replace("\n", " ") == title
+    shown = drawn.get_window_extent()
+    assert whole.x0 <= shown.x0 and shown.x1 <= whole.x1
+
+
 def test_equal_runs_leave_equal_files(tmp_path):
     one, two = (learning_curve(tmp_path / name, ACCURACY).read_bytes() for name in ("1.png", "2.png"))
     assert one == two

@@ -9,7 +9,7 @@ from tests.data.toy_data import make_pool
 def pool(split, names):
     return SimpleNamespace(
         name="animals", split=split, label_names=names, fingerprint=f"hash of {split}", hub_id="someone/animals",
-        num_dropped=1, num_shared=2,
+        config_name="wild", num_dropped=1, num_shared=2,
     )  # fmt: skip
 
 
@@ -21,6 +21,7 @@ def test_protocol():
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol | {"split_hash": "", "interval": ""} == {
         "dataset": "animals",
+        "dataset_config_name": "wild",
         "hub_id": "someone/animals",
         "split": "test",
         # Of three pools; the one that is in both places counts once.
@@ -38,6 +39,8 @@ def test_protocol():
         "transductive": False,
         "uses_label_names": True,
         "baselines": {},
+        "trained_on": [{"dataset": "animals", "dataset_config_name": "wild"}] * 2,
+        "unlabelled": [],
         "interval": "",
     }
 

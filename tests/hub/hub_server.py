@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -124,9 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put", None),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify", "write"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check/write", "auth_check", "write"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info", None),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)/?", "tree", None),
-        ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<file>.+)", "resolve_file", None),
+        ("GET", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info", None),
+        ("GET", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)/?(?P<folder>.*)", "tree", None),
+        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths_info", None),
+        ("HEAD|GET", r"(/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<file>.+)", "resolve_file", None),
     )
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -250,15 +252,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo(repo)
         self._json({})
 
-    def tree(self, repo: str, rev: str, **_: Any) -> None:
-        entries = []
-        for path, content in sorted(self._commit(repo, rev)[1].items()):
+    def paths_info(self, repo: str, rev: str, body: bytes, **_: Any) -> None:
+        self._json(self._entries(repo, rev, parse_qs(body.decode())["paths"]))
+
+    def tree(self, repo: str, rev: str, folder: str = "", **_: Any) -> None:
+        paths = [path for path in self._commit(repo, rev)[1] if path.startswith(f"{folder}/" if folder else "")]
+        if folder and not paths:
+            raise HubError(404, f"{folder} does not exist", "EntryNotFound")
+        self._json(self._entries(repo, rev, paths))
+
+    def _entries(self, repo: str, rev: str, paths: Iterable[str]) -> list[dict[str, Any]]:
+        entries, files = [], self._commit(repo, rev)[1]
+        for path in sorted(set(paths) & set(files)):
+            content = files[path]
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
             if is_lfs(path, len(content)):
                 sha = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 134}
             entries.append(entry)
-        self._json(entries)
+        return entries
 
     def resolve_file(self, repo: str, rev: str, file: str, **_: Any) -> None:
         oid, files = self._commit(repo, rev)

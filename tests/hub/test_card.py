@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fewshot_nlp.config import ADAPTERS, LEARNERS, FewShotConfig
-from fewshot_nlp.hub.card import ADAPTER_NAMES, model_card, plain
+from fewshot_nlp.hub.card import ADAPTER_NAMES, SHORT_ADAPTER_NAMES, method_name, model_card, plain
 from fewshot_nlp.hub.info import AdapterInfo
 from fewshot_nlp.learners import learner_class
 
@@ -63,8 +63,8 @@ def test_metadata_survives_the_hubs_own_parser(tmp_path):
 
 def test_the_table_shows_intervals_baselines_and_gain():
     text = model_card(FewShotConfig(), info(results=RESULTS)).text
-    assert "| 1-shot | **93.12 ± 0.41** | 91.00 ± 0.52 | +2.12 ± 0.30 |" in text
-    assert "| 5-shot | **98.00** | - | - |" in text
+    assert "| 1-shot | **93.12 ± 0.41** | 91.00 ± 0.52 |\n| gain, 1-shot |  | +2.12 ± 0.30 |" in text
+    assert "| 5-shot | **98.00** | - |\n\n" in text
 
 
 def test_only_the_best_is_bold_and_fewer_episodes_are_said():
@@ -73,8 +73,31 @@ def test_only_the_best_is_bold_and_fewer_episodes_are_said():
     entry = {**RESULTS["test"]["1-shot"], "baselines": baselines}
     protocol = {**RESULTS["protocol"], "baselines": {"fine_tuning": {"inner_rule": "adam", "inner_steps": 10}}}
     text = model_card(FewShotConfig(), info(results={"protocol": protocol, "test": {"1-shot": entry}})).text
-    assert "| 1-shot | 93.12 ± 0.41 | 91.00 ± 0.52 | 95.00 ± 2.00 (first 10) | +2.12 ± 0.30 |" in text
+    assert "| 1-shot | 93.12 ± 0.41 | 91.00 ± 0.52 | 95.00 ± 2.00 (first 10) |\n" in text
+    assert "| gain, 1-shot |  | +2.12 ± 0.30 | - |\n" in text
     assert "- baselines: fine\\_tuning (inner rule adam, inner steps 10)" in text
+
+
+def test_the_gain_over_every_baseline_is_shown():
+    baselines = {
+        name: {"accuracy": 0.9, "episodes": count} for name, count in (("prototypes", 600), ("fine_tuning", 9))
+    }
+    gains = {name: {"mean": 0.03, "ci95": 0.01, "episodes": each["episodes"]} for name, each in baselines.items()}
+    entry = {**RESULTS["test"]["1-shot"], "baselines": baselines, "paired_gains": gains}
+    text = model_card(FewShotConfig(), info(results={"test": {"1-shot": entry}})).text
+    assert "|  | this adapter | prototypes | fine tuning |\n" in text
+    assert "| gain, 1-shot |  | +3.00 ± 1.00 | +3.00 ± 1.00 (first 9) |" in text
+    assert "A gain, of this adapter over each of the others, is paired" in text
+
+
+def test_the_averaging_of_f1_is_named():
+    entry = {**RESULTS["test"]["1-shot"], "metrics": {"accuracy": 0.9312, "macro_f1": 0.9205}}
+    text = model_card(FewShotConfig(), info(results={"test": {**RESULTS["test"], "1-shot": entry}})).text
+    assert "| this adapter | its macro F1 | prototypes |" in text
+    assert "| 92.05 | 91.00 ± 0.52 |\n| gain, 1-shot |  |  | +2.12 ± 0.30 |" in text
+    assert "| 5-shot | **98.00** | - | - |" in text
+    assert "Macro F1, in percent too, is the mean over classes" in text
+    assert "F1" not in model_card(FewShotConfig(), info(results=RESULTS)).text
 
 
 def test_hashes_of_episodes_are_shown_by_shots():
@@ -171,7 +194,23 @@ def test_tokens_are_removed():
 
 
 def test_every_learner_and_adapter_has_a_name():
-    assert all(learner_class(name).title for name in LEARNERS) and set(ADAPTER_NAMES) == set(ADAPTERS)
+    assert all(learner_class(name).title for name in LEARNERS)
+    assert set(ADAPTER_NAMES) == set(SHORT_ADAPTER_NAMES) == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"adapter": "prompt_tuning"}, "MAML, soft prompt"),
+        ({"adapter": "full"}, "MAML, all weights"),
+        ({"adapter": "lora", "learner": "fomaml"}, "First-order MAML, LoRA"),
+        ({"adapter": "lora", "use_dora": True, "learner": "reptile"}, "Reptile, DoRA"),
+        ({"adapter": "none", "learner": "protonet"}, "Prototypical networks, head alone"),
+        ({"adapter": "bitfit", "learner": "imaml"}, "iMAML, biases"),
+    ],
+)
+def test_a_title_names_method_and_adapter_in_words(settings, words):
+    assert method_name(FewShotConfig(**settings)) == words
 
 
 @pytest.mark.parametrize("test", [{"1-shot": {"accuracy": "high"}}, {"1-shot": 0.9}, ["1-shot"]])

@@ -414,7 +414,39 @@ def test_the_best_comes_along_to_another_folder(tmp_path):
     resumed = toy_trainer(tmp_path / "b", **{**settings, "max_steps": 8})
     resumed.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-6")
     assert resumed.state.best_global_step == 2 and torch.equal(resumed.params["head.w"], best)
-    assert [path.name for path in list_checkpoints(tmp_path / "b")] == ["checkpoint-2", "checkpoint-8"]
+    assert [path.name for path in list_checkpoints(tmp_path / "b")] == [f"checkpoint-{step}" for step in (2, 6, 8)]
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_run_killed_in_a_new_folder_goes_on_from_what_it_was_resumed_from(tmp_path, best):
+    """Before it has saved anything, and whatever best step came along."""
+    settings = {**(BEST if best else SAVING), "greater_is_better": False, "save_total_limit": None, "save_steps": 3}
+    settings["max_steps"] = 11
+    with pytest.raises(Killed):
+        toy_trainer(tmp_path / "a", callbacks=[Kill(7)], **settings).train()
+    settings["eval_steps"] = 5
+    with pytest.raises(Killed):
+        toy_trainer(tmp_path / "b", callbacks=[Kill(8)], **settings).train(tmp_path / "a" / "checkpoint-6")
+    seen = []
+
+    class First(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append((state.global_step, state.best_global_step))
+
+    again = toy_trainer(tmp_path / "b", callbacks=[First], **settings, resume_from_checkpoint="auto")
+    again.train()
+    assert seen == [(6, 2 if best else None)]
+    whole = toy_trainer(tmp_path / "whole", **{**settings, "load_best_model_at_end": False})
+    whole.train()
+    ours, theirs = (read_checkpoint(tmp_path / name / "checkpoint-11").params["head.w"] for name in ("b", "whole"))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_run_that_saves_nothing_takes_nothing_along(tmp_path):
+    toy_trainer(tmp_path / "a", **SAVING).train()
+    again = toy_trainer(tmp_path / "b", **{**SAVING, "save_strategy": "no"})
+    again.train(tmp_path / "a" / "checkpoint-4")
+    assert list_checkpoints(tmp_path / "b") == []
 
 
 @pytest.mark.parametrize("left", ["nothing", "damaged"])

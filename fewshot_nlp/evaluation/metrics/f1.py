@@ -16,7 +16,7 @@ class MacroF1(LocalMetric):
     its recall is undefined.
     """
 
-    key = "f1"
+    key = "macro_f1"
     description = "Unweighted mean of the F1 of each class among the references; out-of-scope references are left out."
 
     @staticmethod

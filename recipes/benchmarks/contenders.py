@@ -212,6 +212,7 @@ CONTENDERS: dict[str, Callable[..., Gradient]] = {
     "fewshot_nlp, one task at a time": partial(ours, stacking=False),
     "fewshot_nlp, texts seen before": partial(ours, seen=True),
     "fewshot_nlp, bfloat16": partial(ours, frozen_dtype="bfloat16"),
+    "fewshot_nlp, bfloat16, texts seen before": partial(ours, frozen_dtype="bfloat16", seen=True),
     "higher": by_higher,
     "TorchOpt": by_torchopt,
 }

@@ -14,7 +14,7 @@ alike (`contenders.py`); the first turn warms up and is not counted. Prints a ta
   allocated memory.
 - error: norm of the difference to the gradient in float64, over its norm; and the relative error of the norm alone.
 - share: floating-point operations of the products that the step cannot do without, over those that the machine does in
-  that time in one large product.
+  that time in one large product of the same precision.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def synchronized() -> float:
     return time.perf_counter()
 
 
-def product_rate(device: str) -> float:
-    """Floating-point operations a second of a large product in float32."""
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large product."""
     m, n, k = (2048, 1536, 2048) if device == "cpu" else (8192, 8192, 8192)
-    a, b = torch.randn(m, n, device=device), torch.randn(n, k, device=device)
+    a, b = torch.randn(m, n, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
     times = []
     for _ in range(12):
         start = synchronized()
@@ -89,22 +89,24 @@ def product_rate(device: str) -> float:
 def useful_operations(setting: str, episodes: list[Episode]) -> float:
     """Of the frozen matrices' products, on real tokens: four a layer and step (forward, backward, and both of them
     differentiated) and two for the query; below the first adapter one for each sentence; thrice the backward where the
-    matrices themselves are differentiated."""
+    matrices themselves are differentiated. None for the first step, which from a head of zeros moves the head alone, on
+    the features of the second."""
     per_layer = 2 * 12 * 384**2
     total = 0.0
     for episode in episodes:
         support, query = (int(b.inputs["attention_mask"].sum()) for b in (episode.support, episode.query))
         trained, below = {"lora": (6, 0), "lora_top": (2, 4), "full": (6, 0)}[setting]
         step, last = (4, 2) if setting != "full" else (9, 3)
-        total += per_layer * (trained * (step * STEPS * support + last * query) + below * (support + query))
+        total += per_layer * (trained * (step * (STEPS - 1) * support + last * query) + below * (support + query))
     return total
 
 
 def run(episodes: list[Episode], turns: int, settings: list[str], contenders: list[str], where: list[str]) -> list[Row]:
     device = device_of(episodes).type
-    rate, rows = product_rate(device), list[Row]()
+    full, half = (product_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    rows = list[Row]()
     on = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
-    print(f"one large product: {rate / 1e9:.0f} GFLOP/s on {on}", flush=True)
+    print(f"one large product: {full / 1e9:.0f} GFLOP/s, in bfloat16 {half / 1e9:.0f}, on {on}", flush=True)
     for setting in settings:
         exact = plain_loop(setting, episodes, torch.float64)()
         norm = torch.sqrt(sum(value.square().sum() for value in exact.values()))
@@ -134,6 +136,7 @@ def run(episodes: list[Episode], turns: int, settings: list[str], contenders: li
             assert grads.keys() == exact.keys(), grads.keys() ^ exact.keys()
             row.error = float(torch.sqrt(sum((grads[n] - v).square().sum() for n, v in exact.items())) / norm)
             row.norm_error = abs(float(torch.sqrt(sum(value.square().sum() for value in grads.values())) / norm) - 1)
+            rate = half if "bfloat16" in row.contender else full
             row.share = useful_operations(setting, episodes) / row.seconds / rate
             if device == "cpu":
                 row.memory_mb = peak_mb(setting, row.contender, where)

@@ -89,7 +89,7 @@ def test_recipe_leaves_everything(recipe, tiny, tmp_path, data_file, language_fo
     adapter = FewShotAdapter.from_pretrained(out)
     told = parse(tiny, recipe.with_suffix(".yaml")).config
     # What was left to the backbone is written out.
-    assert adapter.config == replace(told, pooling=adapter.learner.model.pooling)
+    assert adapter.config == replace(told, pooling=adapter.learner.model.pooling, head_scale=told.logit_scale)
     assert list(out.glob("checkpoint-*"))
 
     shown = capsys.readouterr().out

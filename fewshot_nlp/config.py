@@ -237,7 +237,7 @@ class FewShotConfig:
         default="float32",
         metadata={
             "help": f"In meta-gradients, products with frozen matrices are in: {', '.join(FROZEN_DTYPES)}. bfloat16 is "
-            "faster on processors that compute in it, and changes the gradient by some thousandths."
+            "faster on processors that compute in it, and changes the gradient by some hundredths."
         },
     )
     graph_memory_gb: float | None = field(

@@ -1,7 +1,7 @@
 """Products with frozen matrices in bfloat16, everything else as it is.
 
-In an adapter's inner loop nearly all arithmetic is a product with a matrix that never changes. Processors that compute in
-bfloat16 do these several times faster; fast weights, their gradients, norms and softmax stay in full precision.
+In an adapter's inner loop nearly all arithmetic is a product with a matrix that never changes. Processors that compute
+in bfloat16 do these several times faster; fast weights, their gradients, norms and softmax stay in full precision.
 """
 
 from __future__ import annotations

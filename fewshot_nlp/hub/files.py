@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fewshot_nlp import __version__
@@ -27,6 +26,7 @@ from fewshot_nlp.config import CONFIG_NAME
 from fewshot_nlp.hub.info import CURVE_NAME, RESULTS_NAME, read_json, write_json
 from fewshot_nlp.hub.paths import public_path
 from fewshot_nlp.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from fewshot_nlp.models.safety import read_safetensors
 
 PARAMS_NAME = "fewshot_params.safetensors"
 #: Results, adapter and backbone. A save that does not write one of them removes it: a config.json beside a PEFT adapter
@@ -214,7 +214,6 @@ def read_tensors(path: Path, needed_for: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing in {path.parent}: {needed_for}. Save or download the adapter again.")
     try:
-        # Copies: where a tensor of a file begins in memory, a processor's products may have other last bits.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        return read_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}. Save or download the adapter again.") from error

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewshot_nlp.checks import check_link, shown
@@ -70,6 +71,12 @@ def refused_setting(settings: Mapping[str, Any]) -> str | None:
         if len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern):
             return f"the search for the pattern {shown(pattern)} may not end. List the names of the modules"
     return None
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, which may be missing or damaged: ``OSError`` or ``SafetensorError``."""
+    # Copies: where a tensor of a file begins in memory, a processor's products may have other last bits.
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def check_floats(tensors: Mapping[str, Tensor], source: str) -> None:

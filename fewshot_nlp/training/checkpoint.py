@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fewshot_nlp.models.safety import check_floats, check_inside
+from fewshot_nlp.models.safety import check_floats, check_inside, read_safetensors
 
 PREFIX = "checkpoint-"
 PARTIAL, STALE = ".partial", ".stale"
@@ -219,8 +219,7 @@ def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
-        # Copies: where a tensor of a file begins in memory, a processor's products may have other last bits.
-        tensors = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
+        tensors = read_safetensors(folder / name)
         check_floats(tensors, name)
     except (OSError, ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"Checkpoint {folder} is damaged: {name} cannot be read ({error}).") from error

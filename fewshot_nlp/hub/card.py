@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import html
-import math
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from fewshot_nlp.checks import printable, shown
+from fewshot_nlp.checks import printable
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.hub.info import CURVE_NAME, AdapterInfo
+from fewshot_nlp.hub.markup import code_block, listed, plain
+from fewshot_nlp.hub.measured import measured_on_test, results_section
 from fewshot_nlp.learners import learner_class
 from fewshot_nlp.models.backbone import OWN_BACKBONES
-
-#: Names longer than this, and lists longer than that, would bury the page; all of them are in fewshot_config.json.
-MAX_NAME_LENGTH, MAX_NAMES = 80, 60
 
 ADAPTER_NAMES = {
     "prompt_tuning": "A soft prompt (prompt tuning)",
@@ -59,14 +55,14 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
     Raises:
         ValueError: where ``info.results`` does not have the form of ``results.json``.
     """
-    test = _test_results(info)
+    test = measured_on_test(info)
     data = _metadata(config, info, test)
     source = repo_id or "path/to/this/folder"
     sections = [
         f"# {plain(_model_name(config))}",
         _summary(config, info),
         "## Results",
-        _results(info, test),
+        results_section(info, test),
         "## How to use",
         _usage(config, info, source),
         *_training(config, info),
@@ -86,16 +82,6 @@ def method_name(config: FewShotConfig) -> str:
         method = method[0].upper() + method[1:]
     adapter = "DoRA" if config.adapter == "lora" and config.use_dora else SHORT_ADAPTER_NAMES[config.adapter]
     return f"{method}, {adapter}"
-
-
-def plain(text: str, limit: int | None = MAX_NAME_LENGTH) -> str:
-    """``text`` on one line, safe inside a Markdown table: control characters shown, markup escaped, long text cut."""
-    # A longer text is cut before its characters are looked at, and after some have become escapes.
-    shown = printable(text, limit=limit)
-    if limit is not None and len(shown) > limit:
-        shown = shown[: limit - 1] + "…"
-    # The last of them would become links: https://, www. and name@host.
-    return re.sub(r"([\\`*_{}\[\]|~$@]|(?<=:)//|(?<=www)\.)", r"\\\1", html.escape(shown, quote=False), flags=re.I)
 
 
 def hub_id(name: str) -> bool:
@@ -166,36 +152,6 @@ def _evaluations(info: AdapterInfo, test: Mapping[str, Any]) -> list[EvalResult]
     return found
 
 
-def _test_results(info: AdapterInfo) -> dict[str, Any]:
-    results = info.results or {}
-    test = results.get("test") or {}
-    if not isinstance(test, dict):
-        raise ValueError(f"results['test'] must be an object by '<k>-shot', not {type(test).__name__}.")
-    for shots, entry in test.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("accuracy"), int | float):
-            raise ValueError(
-                f"results['test'][{shown(shots)}] must be an object with a number 'accuracy', not {shown(entry)}."
-            )
-        _check_form(
-            f"results['test'][{shown(shots)}]", entry, {"baselines": dict, "paired_gain": dict, "paired_gains": dict}
-        )
-    _check_form("results", results, {"protocol": dict})
-    _check_form("results['protocol']", results.get("protocol") or {}, _PROTOCOL)
-    return test
-
-
-_PROTOCOL = {"dataset": str, "dataset_config_name": str, "hub_id": str, "split": str, "n_way": int, "classes": list}
-
-
-def _check_form(where: str, found: Mapping[str, Any], form: Mapping[str, type]) -> None:
-    for name, kind in form.items():
-        value = found.get(name)
-        listed = value if kind is list and isinstance(value, list) else []
-        if value is not None and (not isinstance(value, kind) or not all(isinstance(item, str) for item in listed)):
-            held = "a list of strings" if kind is list else f"of type {kind.__name__}"
-            raise ValueError(f"{where}[{name!r}] must be {held}, not {shown(value)}.")
-
-
 def _summary(config: FewShotConfig, info: AdapterInfo) -> str:
     method = learner_class(config.learner).title or f"`{config.learner}`"
     asked = (
@@ -217,85 +173,6 @@ def _backbone(config: FewShotConfig) -> str:
     if hub_id(name):
         return f"[{plain(name)}](https://huggingface.co/{name})"
     return f"a backbone that is not on the Hub ({plain(Path(name).name)})"
-
-
-def _results(info: AdapterInfo, test: Mapping[str, Any]) -> str:
-    if not test:
-        return "No results were recorded for this adapter."
-    gains = {shots: _gains(entry) for shots, entry in test.items()}
-    known = [*((entry.get("baselines") or {}) for entry in test.values()), *gains.values()]
-    baselines = list(dict.fromkeys(name for names in known for name in names))
-    f1 = any(_number(_metrics(entry), "macro_f1") > -math.inf for entry in test.values())
-    header = ["", "this adapter", *["its macro F1"] * f1, *(plain(name.replace("_", " ")) for name in baselines)]
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for shots, entry in test.items():
-        others = [(entry.get("baselines") or {}).get(name) or {} for name in baselines]
-        own, best = _percent(entry, "accuracy"), [_number(each, "accuracy") for each in (entry, *others)]
-        row = [plain(shots), f"**{own}**" if best[0] == max(best) else own]
-        row += [_percent(_metrics(entry), "macro_f1")] * f1
-        row += [_percent(each, "accuracy") + _fewer(each, entry) for each in others]
-        rows.append(row)
-        if gains[shots]:
-            over = [gains[shots].get(name) or {} for name in baselines]
-            row = [f"gain, {plain(shots)}", "", *[""] * f1]
-            row += [_percent(each, "mean", signed=True) + _fewer(each, entry) for each in over]
-            rows.append(row)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    note = "Accuracy in percent, mean over episodes with its 95 % interval"
-    tested = ((info.results or {}).get("protocol") or {}).get("classes") or []
-    unseen = tested and info.label_names and not set(tested) & set(info.label_names)
-    note += ", on classes that were not seen in training." if unseen else "."
-    if any(gains.values()):
-        note += " A gain, of this adapter over each of the others, is paired: on the same episodes."
-    if f1:
-        note += " Macro F1, in percent too, is the mean over classes, each counted alike, of all queries together."
-    return f"{table}\n\n{note}{_protocol(info)}"
-
-
-def _protocol(info: AdapterInfo) -> str:
-    protocol = (info.results or {}).get("protocol")
-    if not isinstance(protocol, dict) or not protocol:
-        return ""
-    lines = []
-    for key, value in protocol.items():
-        if value in (None, {}, []):
-            continue
-        if isinstance(value, dict):
-            value = [f"{name} {_spelt(item)}" for name, item in value.items()]
-        if isinstance(value, list):
-            value = [_data_set(item) if isinstance(item, dict) else item for item in value]
-        shown = _names(value, limit=200) if isinstance(value, list) else plain(str(value), limit=200)
-        lines.append(f"- {plain(key.replace('_', ' '))}: {shown}")
-    return "\n\nProtocol:\n\n" + "\n".join(lines)
-
-
-def _gains(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Paired gains by baseline; results of one's own may know the one over prototypes alone."""
-    one = entry.get("paired_gain")
-    return entry.get("paired_gains") or ({"prototypes": one} if one else {})
-
-
-def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = entry.get("metrics")
-    return found if isinstance(found, dict) else {}
-
-
-def _number(entry: Any, key: str) -> float:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    return value if isinstance(value, int | float) else -math.inf
-
-
-def _fewer(entry: Any, whole: Any) -> str:
-    """On how many of the episodes, where it is not all of them."""
-    count = _number(entry, "episodes")
-    return f" (first {count})" if 0 < count < _number(whole, "episodes") else ""
-
-
-def _percent(entry: Any, key: str, signed: bool = False) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get(key), int | float):
-        return "-"
-    text = f"{100 * entry[key]:{'+' if signed else ''}.2f}"
-    return f"{text} ± {100 * entry['ci95']:.2f}" if isinstance(entry.get("ci95"), int | float) else text
 
 
 _LABELS = {
@@ -366,14 +243,14 @@ def _training(config: FewShotConfig, info: AdapterInfo) -> list[str]:
         lines.append(f"- the {config.label_texts}s of the classes are {_use_of_names(config)}; {known}")
     if info.datasets:
         named = [name if name in info.hub_datasets else Path(name).name for name in info.datasets]
-        lines.insert(0, f"- data: {_names(named)}")
+        lines.insert(0, f"- data: {listed(named)}")
     if info.label_names:
-        lines.append(f"- {len(info.label_names)} classes seen in training: {_names(info.label_names)}")
+        lines.append(f"- {len(info.label_names)} classes seen in training: {listed(info.label_names)}")
     if info.versions:
-        lines.append(f"- versions: {_names([f'{name} {number}' for name, number in info.versions.items()])}")
+        lines.append(f"- versions: {listed([f'{name} {number}' for name, number in info.versions.items()])}")
     text = "\n".join(lines)
     if info.command:
-        text += f"\n\nMade by:\n\n{_code_block(info.command)}"
+        text += f"\n\nMade by:\n\n{code_block(info.command)}"
     return ["## Training", text]
 
 
@@ -388,28 +265,3 @@ def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -
     if not info.license:
         lines.append("- No licence is stated for the adapter; those of the backbone and of the data apply to them.")
     return "\n".join(lines)
-
-
-def _spelt(item: Any) -> str:
-    if not isinstance(item, dict):
-        return str(item)
-    return "(" + ", ".join(f"{str(name).replace('_', ' ')} {value}" for name, value in item.items()) + ")"
-
-
-def _data_set(item: Mapping[str, Any]) -> str:
-    """``home_intents (de)``."""
-    config_name = item.get("dataset_config_name")
-    return f"{item.get('dataset')}{f' ({config_name})' if config_name else ''}"
-
-
-def _names(values: Sequence[Any], limit: int = MAX_NAME_LENGTH) -> str:
-    shown = ", ".join(plain(str(value), limit=limit) for value in values[:MAX_NAMES])
-    more = len(values) - MAX_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _code_block(text: str) -> str:
-    """A fenced block that no run of backticks in ``text`` can close."""
-    shown = "".join(char for char in text if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    return f"{fence}bash\n{shown}\n{fence}"

@@ -7,8 +7,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fewshot_nlp.config import ADAPTERS, LEARNERS, FewShotConfig
-from fewshot_nlp.hub.card import ADAPTER_NAMES, SHORT_ADAPTER_NAMES, method_name, model_card, plain
+from fewshot_nlp.hub.card import ADAPTER_NAMES, SHORT_ADAPTER_NAMES, method_name, model_card
 from fewshot_nlp.hub.info import AdapterInfo
+from fewshot_nlp.hub.markup import plain
 from fewshot_nlp.learners import learner_class
 
 NASTY = "a|b`c\n\x1b[31m<script>alert(1)</script> *x* [l](u) \u202e"

@@ -141,6 +141,8 @@ def refusal(learner: ScheduledLearner) -> str | None:
         return "its gradient is more than its estimator's"
     if model.voice is not None or learner.config.condition_on_names or learner.reads_names:
         return "it reads the names of each task's classes"
+    if model.sees_padding:
+        return "its backbone sees the padding that makes texts equally long"
     if learner.estimator_name == "implicit":
         return "conjugate gradients end where each task's do"
     if any(part.training for part in model.module.modules()):

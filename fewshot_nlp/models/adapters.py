@@ -144,7 +144,13 @@ def fit_prompt(module: Any, settings: Any) -> None:
     # Whatever task it was made for, features are what is asked of it, and a prompt without a task is one PEFT refuses.
     settings.task_type = peft.TaskType.FEATURE_EXTRACTION
     # Left to itself, PEFT keeps the sizes of another backbone, and knows few names of these settings.
-    settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
+    try:
+        settings.token_dim = module.config.hidden_size if prefix else module.get_input_embeddings().embedding_dim
+    except NotImplementedError as error:
+        raise ValueError(
+            f"A soft prompt stands before the embeddings of a text's tokens, and {_kind(module)}, has no table of "
+            f"these. Use adapter='lora', 'bitfit', 'layernorm' or 'full'."
+        ) from error
     settings.num_layers = module.config.num_hidden_layers
     # Nothing but a prefix is made for heads, and PEFT wants their number of every prompt.
     settings.num_attention_heads = 1 if heads is None else heads

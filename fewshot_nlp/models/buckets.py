@@ -9,11 +9,13 @@ from torch import Tensor
 CALL_COST = 40
 
 
-def length_buckets(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
+def length_buckets(attention_mask: Tensor, shortest: int | None = None) -> list[tuple[Tensor, int]]:
     """Split a right-padded batch where that saves more tokens than a further call costs.
 
     Args:
         attention_mask: ``[n, length]``, 1 for real tokens.
+        shortest: texts of one length share a bucket, and those of at most so many tokens; by default, and without
+            padding in mind, whatever is cheapest.
 
     Returns:
         ``(rows, longest)`` of each bucket: indices into the batch, and the length that holds them all.
@@ -22,7 +24,11 @@ def length_buckets(attention_mask: Tensor) -> list[tuple[Tensor, int]]:
     lengths = (attention_mask * places).amax(dim=1)
     order = lengths.argsort(stable=True)
     ascending = lengths[order].tolist()
-    starts = _cuts(ascending, 0, len(ascending))
+    if shortest is None:
+        starts = _cuts(ascending, 0, len(ascending))
+    else:
+        ascending = [max(length, shortest) for length in ascending]
+        starts = [i for i, length in enumerate(ascending) if i == 0 or length != ascending[i - 1]]
     ends = [*starts[1:], len(ascending)]
     return [(order[a:b], ascending[b - 1]) for a, b in zip(starts, ends, strict=True)]
 

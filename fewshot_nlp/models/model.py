@@ -20,7 +20,7 @@ from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder
 from fewshot_nlp.data.templates import TemplateEncoder
 from fewshot_nlp.functional.call import call, run, trainable
 from fewshot_nlp.functional.half import HalfFrozen
-from fewshot_nlp.functional.trunk import find_trunk
+from fewshot_nlp.functional.trunk import find_trunk, widened
 from fewshot_nlp.functional.twice import ClosedForms
 from fewshot_nlp.models.adapters import bare_model, build_adapter, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
@@ -29,6 +29,7 @@ from fewshot_nlp.models.norm import is_transductive, set_batch_norm
 from fewshot_nlp.models.packing import Packing, can_pack, packing_for
 from fewshot_nlp.models.pooling import find_pooling, is_causal, pool, pool_image, right_padded
 from fewshot_nlp.models.positions import position_limit
+from fewshot_nlp.models.reading import sees_padding
 from fewshot_nlp.models.verbalizer import TEMPLATES, find_voice
 from fewshot_nlp.types import NAMES, Params, split_names
 
@@ -39,6 +40,8 @@ CLASS_TOKENS = ("cls_token", "class_embedding")
 HIDDEN = "trunk.hidden"
 #: What a name of a class is taken to have, where memory and time are foretold.
 NAME_TOKENS = 4
+#: Tokens that every backbone takes: shorter texts are filled up to them where others have no padding.
+SHORTEST = 4
 #: What is left to a prompt and a name, where a model looks back so far and no farther.
 LONGEST_NAME = 32
 
@@ -54,6 +57,7 @@ class FewShotModel:
         config: the settings it was built from.
         trainable: names of the trained tensors, as PEFT and transformers name them.
         transductive: features of an input depend on the others of its batch.
+        sees_padding: what it makes of a text depends on the padding behind, which texts are then read without.
         pooling: of tokens; what ``config.pooling`` says, or what fits the backbone.
         voice: how the language model in the backbone speaks of a text's class, where the head is a verbalizer.
         longest: text that it takes, in tokens; ``None`` where it takes any.
@@ -78,7 +82,11 @@ class FewShotModel:
         # What goes on from a text needs its keys and values in every layer.
         goes_on = self.voice is not None and self.voice.scores_names
         self.longest = position_limit(bare_model(module))
-        self.trunk = None if goes_on else find_trunk(module, self.trainable, not self.transductive, self.longest)
+        # A decoder never sees what stands behind.
+        texts = module.main_input_name == "input_ids" and not self._causal
+        self.sees_padding = texts and sees_padding(bare_model(module), getattr(tokenizer, "pad_token_id", None))
+        whole = goes_on or self.sees_padding
+        self.trunk = None if whole else find_trunk(module, self.trainable, not self.transductive, self.longest)
         self._half = HalfFrozen()
         self._frozen_dtype = "float32"
         self._of_tasks = False
@@ -293,11 +301,16 @@ class FewShotModel:
         if not len(mask):
             return mask.new_zeros(0, len(names["input_ids"]) if names else self.hidden_size, dtype=self.dtype)
         # On an accelerator calls cost more than arithmetic; looking at the mask would wait for it.
-        if mask.device.type != "cpu":
+        if mask.device.type != "cpu" and not self.sees_padding:
             return at_once({**inputs, **asked})
         if self._packs and (packing := packing_for(inputs)):
             return at_once(inputs, packing)
-        buckets = length_buckets(mask)
+        if self.sees_padding:
+            wide = widened(inputs, max(mask.shape[1], SHORTEST))
+            mask = wide["attention_mask"]
+            # What short texts are filled up with is the same wherever they stand.
+            inputs = {name: tensor * mask for name, tensor in wide.items()}
+        buckets = length_buckets(mask, SHORTEST if self.sees_padding else None)
         parts = [{name: tensor[rows, :longest] for name, tensor in inputs.items()} for rows, longest in buckets]
         pooled = [at_once({**part, **asked}) for part in parts]
         back = torch.cat([rows for rows, _ in buckets]).argsort()

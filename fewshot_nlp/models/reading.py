@@ -1,4 +1,5 @@
-"""Whether a backbone reads a text by itself, and behind a prompt: found by giving it one, before any training."""
+"""Whether a backbone reads a text by itself, behind a prompt, and before padding: found by giving it one, before any
+training."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from fewshot_nlp.checks import first_line
 from fewshot_nlp.models.positions import position_limit
 
-#: Tokens of the text that is tried. Some models take no shorter ones than four.
-TRIED = 8
+#: Tokens of the text that is tried, and of the padding. Some models take no shorter texts than four.
+TRIED, PADDING = 8, 4
+#: What padding may change in a text's states, in roundings of their norm.
+ROUNDINGS = 1000
 
 
 @torch.no_grad()
@@ -23,6 +26,31 @@ def fault_in_reading(module: Any, length: int, result: str = "last_hidden_state"
         return None if torch.is_tensor(getattr(output, result, None)) else TypeError(f"there is no {result}")
     except Exception as error:  # hundreds of models raise what they like
         return error
+
+
+@torch.no_grad()
+def sees_padding(module: Any, pad: int | None) -> bool:
+    """Whether masked padding behind a text changes what ``module`` makes of it, as convolutions over tokens and Fourier
+    transforms do, which know no mask.
+
+    Args:
+        module: backbone.
+        pad: token that texts are padded with; the backbone's own if not given.
+    """
+    pad = getattr(module.config, "pad_token_id", None) or 0 if pad is None else pad
+    total = min(TRIED + PADDING, position_limit(module) or TRIED + PADDING)
+    n, device = total * TRIED // (TRIED + PADDING), next(module.parameters()).device
+    ids = torch.full((1, total), pad, device=device)
+    # CANINE reads any character, and has no vocabulary.
+    ids[:, :n] = (pad + 1) % (getattr(module.config, "vocab_size", None) or pad + 2)
+    mask = (torch.arange(total, device=device) < n).long()[None]
+    try:
+        alone, padded = (
+            next(iter(module(input_ids=ids[:, :k], attention_mask=mask[:, :k]).values()))[:, :n] for k in (n, total)
+        )
+    except Exception:  # hundreds of models raise what they like
+        return False
+    return bool((padded - alone).norm() > ROUNDINGS * torch.finfo(alone.dtype).eps * alone.norm())
 
 
 def check_reads(module: Any, speaks: bool = False) -> None:

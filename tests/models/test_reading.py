@@ -10,10 +10,14 @@ import torch
 from transformers import (
     AutoModel,
     BartConfig,
+    CanineConfig,
     CLIPTextConfig,
+    ConvBertConfig,
     FNetConfig,
     Mamba2Config,
     MambaConfig,
+    MobileBertConfig,
+    NystromformerConfig,
     PreTrainedConfig,
     RwkvConfig,
     SiglipConfig,
@@ -26,10 +30,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.learners import build_learner
+from fewshot_nlp.learners.stacking import refusal
 from fewshot_nlp.models import FewShotModel, load_backbone
 from tests.contracts import backbone as contract
 from tests.contracts.backbone import PROMPTS, Cell, settings
-from tests.contracts.families import Family, save_text
+from tests.contracts.families import Family, save_text, text_configs
 from tests.tiny import HIDDEN, PATCHES, SPECIAL, WORDS, random_batch, random_episode
 
 VOCABULARY = len(SPECIAL + WORDS)
@@ -40,6 +45,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=128,
         decoder_start_token_id=2, init_std=0.3, **ENDS,
+    ),
+    "canine": CanineConfig(**LAYERS, num_attention_heads=2, max_position_embeddings=128),
+    "convbert": ConvBertConfig(**LAYERS, num_attention_heads=4, embedding_size=HIDDEN, max_position_embeddings=128),
+    "mobilebert": MobileBertConfig(
+        **LAYERS, num_attention_heads=2, embedding_size=HIDDEN, intra_bottleneck_size=HIDDEN,
+        max_position_embeddings=128, true_hidden_size=HIDDEN,
+    ),
+    "nystromformer": NystromformerConfig(
+        **LAYERS, num_attention_heads=2, max_position_embeddings=128, num_landmarks=4, segment_means_seq_len=4,
     ),
     "clip_text_model": CLIPTextConfig(**LAYERS, num_attention_heads=2, max_position_embeddings=128),
     "fnet": FNetConfig(**LAYERS),
@@ -110,12 +124,52 @@ def test_an_encoder_decoder_takes_no_prompt(folders, adapter):
         build_learner(settings(folders("bart"), adapter))
 
 
+@pytest.mark.parametrize("adapter", ["prompt_tuning", "p_tuning"])
+def test_a_prompt_needs_a_table_of_tokens(folders, adapter):
+    with pytest.raises(ValueError, match=r"CanineModel, of model type 'canine', has no table of these. Use .*'lora'"):
+        build_learner(settings(folders("canine"), adapter))
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("adapter", ["lora", "ia3", "bitfit", "layernorm", "full"])
 def test_an_encoder_decoder_takes_what_is_offered(folders, adapter):
     cell = Cell(Family("bart", "text", save_text), adapter, folders("bart"))
     contract.meta_gradient_is_exact(cell, "maml")
     contract.a_text_is_read_alone(cell)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [(name, adapter) for name in ("convbert", "fnet", "nystromformer") for adapter in ("full", "prompt_tuning")]
+    + [("canine", "full"), ("canine", "layernorm")],
+)
+def test_what_sees_its_padding_is_given_none(folders, name, adapter):
+    """Convolutions and Fourier transforms over tokens know no mask: only texts of one length go together."""
+    cell = Cell(Family(name, "text", save_text), adapter, folders(name))
+    assert cell.model.sees_padding
+    contract.a_text_is_read_alone(cell)
+    # In float64 CANINE's mask is not a number.
+    if name != "canine":
+        contract.meta_gradient_is_exact(cell, "maml")
+    short = {n: t[:, :2] for n, t in cell.inputs.items()}
+    params = cell.params(cell.learner("protonet"))
+    assert cell.model.features(params, short).isfinite().all()
+    assert refusal(cell.learner("maml")) == "its backbone sees the padding that makes texts equally long"
+
+
+def test_what_padding_is_depends_on_the_checkpoint(folders):
+    """MobileBERT reads the neighbours of a token; of padding it reads nothing, if that is what it has learned."""
+    module, tokenizer = load_backbone(folders("mobilebert"))
+    config = FewShotConfig(adapter="none")
+    assert not FewShotModel(module, tokenizer, config).sees_padding
+    module.embeddings.word_embeddings.weight[tokenizer.pad_token_id] = 1.0
+    assert FewShotModel(module, tokenizer, config).sees_padding
+
+
+@pytest.mark.parametrize("name", [*text_configs(), "bart", "clip_text_model", "mamba"])
+def test_what_does_not_is_padded(name, folders, tmp_path):
+    folder = folders(name) if name in CONFIGS else save_text(text_configs()[name], tmp_path)
+    assert not FewShotModel.build(settings(folder, "none")).sees_padding
 
 
 @pytest.mark.parametrize("adapter", ["prompt_tuning", "p_tuning"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -34,6 +34,7 @@ from fewshot_nlp.hub.paths import ELSEWHERE
 from fewshot_nlp.learners import BaseLearner, build_learner
 from fewshot_nlp.models.adapters import (
     ADAPTER_CONFIG,
+    bare_model,
     check_tensors,
     is_adapted,
     load_adapter,
@@ -41,7 +42,7 @@ from fewshot_nlp.models.adapters import (
     read_peft_config,
     save_adapter,
 )
-from fewshot_nlp.models.backbone import read_module
+from fewshot_nlp.models.backbone import read_module, reader
 from fewshot_nlp.models.model import PREFIX, FewShotModel
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_inside, check_model_folder
 from fewshot_nlp.types import Params
@@ -145,7 +146,7 @@ class FewShotAdapter:
             publish_paths(folder, self.config.model_name_or_path)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             # The examples on the card name the repository, whose full name is known only now.
-            model_card(self.config, self.info, repo_id=repo_id).save(folder / "README.md")
+            self._card(repo_id).save(folder / "README.md")
             if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             check_repository(api, repo_id, revision)
@@ -228,6 +229,10 @@ class FewShotAdapter:
             params = {name: tensor.to(device) for name, tensor in params.items()}
         return cls(learner, params, info)
 
+    def _card(self, repo_id: str | None = None) -> ModelCard:
+        loader = reader(bare_model(self.learner.model.module).config).__name__
+        return model_card(self.config, self.info, repo_id=repo_id, loader=loader)
+
     def _save(self, save_directory: str | Path) -> None:
         model = self.learner.model
         backbone: Any = model.module
@@ -245,7 +250,7 @@ class FewShotAdapter:
                 model.tokenizer.save_pretrained(folder)
             if self.info.learning_curve is not None:
                 (folder / CURVE_NAME).write_bytes(_curve(self.info.learning_curve))
-            model_card(self.config, self.info).save(folder / "README.md")
+            self._card().save(folder / "README.md")
             write_manifest(folder, self.config, self.info)
 
 

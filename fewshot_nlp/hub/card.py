@@ -44,13 +44,16 @@ SHORT_ADAPTER_NAMES = {
 }
 
 
-def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None) -> ModelCard:
+def model_card(
+    config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None, loader: str = "AutoModel"
+) -> ModelCard:
     """The card of a meta-learned adapter.
 
     Args:
         config: the settings of the learner.
         info: data sets, classes, results and command; what is not known is not mentioned.
         repo_id: where the adapter is on the Hub, for the examples; a placeholder path without it.
+        loader: the class of transformers that loads such a backbone.
 
     Raises:
         ValueError: where ``info.results`` does not have the form of ``results.json``.
@@ -64,7 +67,7 @@ def model_card(config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None 
         "## Results",
         results_section(info, test),
         "## How to use",
-        _usage(config, info, source),
+        _usage(config, info, source, loader),
         *_training(config, info),
         "## Limits",
         _limits(config, info, test),
@@ -183,7 +186,7 @@ _LABELS = {
 }
 
 
-def _usage(config: FewShotConfig, info: AdapterInfo, source: str) -> str:
+def _usage(config: FewShotConfig, info: AdapterInfo, source: str, auto: str) -> str:
     if config.task == "regression":
         return (
             "```python\n"
@@ -207,10 +210,10 @@ def _usage(config: FewShotConfig, info: AdapterInfo, source: str) -> str:
         own = "\nimport fewshot_nlp.models  # AutoModel learns of the network\n" if base in OWN_BACKBONES else ""
         parts.append(
             "The encoder alone, without the few-shot learner:\n\n```python\n"
-            f'from transformers import AutoModel\n{own}\nmodel = AutoModel.from_pretrained("{source}")\n```'
+            f'from transformers import {auto}\n{own}\nmodel = {auto}.from_pretrained("{source}")\n```'
         )
     elif config.adapter != "none":
-        loader, load = "transformers import AutoModel", f'AutoModel.from_pretrained("{base}")'
+        loader, load = f"transformers import {auto}", f'{auto}.from_pretrained("{base}")'
         if info.kind == "image":
             # AutoModel knows nothing of our networks, and loads both halves of CLIP.
             loader, load = "fewshot_nlp.models import load_backbone", f'load_backbone("{base}")[0]'

@@ -261,8 +261,10 @@ class ScheduledLearner(BaseLearner):
                 words += f"; one task at a time, as {reason}"
         elif count > 1 and self._holds(count, self.steps_in_memory(support)):
             words += f"; {count} tasks side by side"
-        if trunk is not None and trunk.works and self.keeps_trunk:
-            words += f"; the lowest {trunk.depth} layers run once a text"
+        if trunk is not None and self.keeps_trunk:
+            # Whether what they hand on can be kept shows when they have run.
+            self.model.read_ahead(support.inputs)
+            words += f"; the lowest {trunk.depth} layers run once a text" if trunk.works else ""
         return words
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ LORA_TARGETS = {
     "fewshot_efficientnet_lite": ["_expand_conv", "_project_conv"],
     "mpnet": ["q", "v"],
     "resnet": ["convolution"],
+    "umt5": ["q", "v"],
     "vit": ["q_proj", "v_proj"],
 }
 
@@ -127,7 +129,7 @@ def fit_prompt(module: Any, settings: Any) -> None:
             f"A soft prompt or prefix stands before the tokens of a text, and model type {module.config.model_type!r} "
             f"takes {module.main_input_name}. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' or 'full'."
         )
-    if module.config.is_encoder_decoder:
+    if "decoder_input_ids" in inspect.signature(module.forward).parameters:
         raise ValueError(
             f"A soft prompt or prefix stands before the tokens of a text, and {_kind(module)}, reads these in its "
             f"encoder and in its decoder, of which PEFT reaches one. Use adapter='lora', 'ia3', 'bitfit', 'layernorm' "

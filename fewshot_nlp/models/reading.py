@@ -54,16 +54,21 @@ def sees_padding(module: Any, pad: int | None) -> bool:
 
 
 def check_reads(module: Any, speaks: bool = False) -> None:
-    """Raise ``ValueError`` where a backbone of texts wants more than a text, such as an image or a decoder's beginning.
+    """Raise ``ValueError`` where a backbone of texts wants more than a text, such as an image or a decoder's beginning,
+    and where one takes neither texts nor images, but sounds, for example.
 
     Args:
         module: backbone.
         speaks: logits are asked of it, and not states.
     """
-    length = min(TRIED, position_limit(module) or TRIED)
-    fault = fault_in_reading(module, length, "logits" if speaks else "last_hidden_state")
-    if fault is None and hasattr(module.config, "hidden_size"):
+    takes, fault = module.main_input_name, None
+    if takes == "pixel_values":
         return
+    if takes == "input_ids":
+        length = min(TRIED, position_limit(module) or TRIED)
+        fault = fault_in_reading(module, length, "logits" if speaks else "last_hidden_state")
+        if fault is None and hasattr(module.config, "hidden_size"):
+            return
     name, parts = module.name_or_path, _parts(module)
     why = first_line(fault).rstrip(".") if fault else "its configuration has no hidden_size"
     remedy = "Use a backbone of texts alone, or of images alone"
@@ -74,9 +79,14 @@ def check_reads(module: Any, speaks: bool = False) -> None:
             f"Save the one that you mean, {known}, to a folder, and its tokenizer or image processor beside it, and "
             f"give that folder: AutoModel.from_pretrained({name!r}).{next(iter(parts))}.save_pretrained(folder)"
         )
+    elif takes != "input_ids":
+        why = f"it takes {takes}, and neither tokens nor pixels"
     elif module.config.is_encoder_decoder:
         why = f"its decoder must be told where to begin ({why})"
-        remedy = "Use an encoder such as BERT, a decoder such as GPT-2, or BART, whose decoder begins at the text"
+        remedy = (
+            "Use an encoder such as BERT, a decoder such as GPT-2, T5, of which the encoder is read, or BART, whose "
+            "decoder begins at the text"
+        )
     raise ValueError(
         f"The backbone {name!r} ({type(module).__name__}) makes no features of a text by itself: {why}. {remedy}."
     )

@@ -22,6 +22,7 @@ IA3_TARGETS: dict[str, tuple[list[str], list[str]]] = {
     "modernbert": (["Wqkv"], ["mlp.Wo"]),
     "mpnet": (["k", "v"], ["output.dense"]),
     "resnet": (["convolution"], []),
+    "umt5": (["k", "v"], ["wo"]),
     "vit": (["k_proj", "v_proj"], ["fc2"]),
 }
 
@@ -38,8 +39,8 @@ def norms(module: nn.Module) -> list[str]:
     found = [
         name
         for name, part in module.named_modules()
-        # Llama and its kin bring a class each.
-        if (isinstance(part, _NORMS) or type(part).__name__.endswith("RMSNorm"))
+        # Llama and T5, and the kin of both, bring a class each.
+        if (isinstance(part, _NORMS) or type(part).__name__.endswith(("RMSNorm", "LayerNorm")))
         and getattr(part, "weight", None) is not None
     ]
     if not found:
@@ -69,14 +70,17 @@ def in_layers(module: Any, targets: list[str], layers: list[int]) -> list[str] |
     """Full names of ``targets`` in some layers, where PEFT's own ``layers_to_transform`` does not find these.
 
     It looks for a number between dots with a name and a dot before it, as in ``encoder.layer.0.``, which bare decoders,
-    whose layers are ``h.0.`` or ``layers.0.``, have not. ``None`` where it does find them.
+    whose layers are ``h.0.`` or ``layers.0.``, have not; of two, as in T5's ``encoder.block.1.layer.0.``, old versions
+    take the second. ``None`` where it does find them.
 
     Raises:
         ValueError: there is no such layer.
     """
     stack = find_layers(module)
     place = next((name for name, part in module.named_modules() if part is stack), ".")
-    if stack is None or "." in place:
+    if stack is None or any(part.isdigit() for part in place.split(".")):
+        return None
+    if "." in place and not any(isinstance(part, nn.ModuleList) for layer in stack for part in layer.modules()):
         return None
     wrong = [i for i in layers if not 0 <= i < len(stack)]
     if wrong:

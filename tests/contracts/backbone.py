@@ -14,7 +14,7 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import trainable
@@ -23,6 +23,7 @@ from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.base import BaseLearner, episode_loss
 from fewshot_nlp.models import FewShotModel
 from fewshot_nlp.models.adapters import is_adapted, peft_restores
+from fewshot_nlp.models.backbone import reader
 from fewshot_nlp.models.model import PREFIX
 from fewshot_nlp.types import Episode
 from tests.contracts.double import KeepDouble
@@ -47,7 +48,8 @@ LEARNERS = ("maml", "reptile", "protonet")
 COUNTS = [1, 2]
 PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
 
-NO_CACHE = ("distilbert", "deberta-v2", "mpnet", "modernbert", "albert")
+NO_CACHE = ("distilbert", "deberta-v2", "mpnet", "modernbert", "albert", "t5", "umt5")
+NO_BIASES = ("llama", "modernbert", "t5", "umt5")
 #: Why a pair is refused, and what the message offers instead, by family and adapter.
 REFUSED: dict[tuple[str, str], str] = {
     **{(name, "prefix_tuning"): "earlier tokens; .* does not.*Use adapter='prompt_tuning'" for name in NO_CACHE},
@@ -57,7 +59,7 @@ REFUSED: dict[tuple[str, str], str] = {
         for adapter in PROMPTS
         if family.kind == "image"
     },
-    **{(name, "bitfit"): "trains biases, .* has none. Use adapter='layernorm'" for name in ("llama", "modernbert")},
+    **{(name, "bitfit"): "trains biases, .* has none. Use adapter='layernorm'" for name in NO_BIASES},
 }
 SUPPORTED = [(name, adapter) for name in FAMILIES for adapter in SHELF if (name, adapter) not in REFUSED]
 
@@ -260,11 +262,11 @@ def plain_libraries_read_it(cell: Cell) -> None:
 
 def plain_model(backbone: str, folder: str | Path, adapter: str) -> Any:
     """The model in ``folder`` by transformers and PEFT alone."""
-    if adapter == "full":
-        return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     config = AutoConfig.from_pretrained(backbone)
-    # Of CLIP, the images' half is the backbone.
-    base = AutoModel.from_pretrained(
+    if adapter == "full":
+        return reader(config).from_pretrained(folder, attn_implementation="eager").eval()
+    # Of CLIP, the images' half is the backbone; of T5, the encoder.
+    base = reader(config).from_pretrained(
         backbone, config=getattr(config, "vision_config", config), attn_implementation="eager"
     )
     return base.eval() if adapter == "none" else peft.PeftModel.from_pretrained(base, folder).eval()

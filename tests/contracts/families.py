@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
+    UMT5Config,
 )
 
 from tests.tiny import HIDDEN, SPECIAL, TINY_VISION, WORDS, tiny_tokenizer
@@ -53,6 +55,16 @@ def text_configs(hidden: int = HIDDEN, layers: int = 2, heads: int = 2) -> dict[
     # RoBERTa and its kin number positions from behind the padding index.
     more = {**sizes, "max_position_embeddings": positions + 2}
     groups = {**sizes, "num_key_value_heads": max(1, heads // 4), "pad_token_id": 0}
+    # T5 divides no scores by their size: with more of it attention is so steep that finite differences are coarse.
+    halves: dict[str, Any] = {
+        "vocab_size": words,
+        "d_model": hidden,
+        "d_kv": hidden // heads,
+        "d_ff": feed_forward,
+        "num_layers": layers,
+        "num_heads": heads,
+        "initializer_factor": 0.5,
+    }
     ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
     configs: list[PreTrainedConfig] = [
         BertConfig(**sizes),
@@ -73,6 +85,8 @@ def text_configs(hidden: int = HIDDEN, layers: int = 2, heads: int = 2) -> dict[
         GPT2Config(vocab_size=words, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=positions),
         LlamaConfig(**groups),
         Qwen2Config(**groups),
+        T5Config(**halves),
+        UMT5Config(**halves),
     ]
     return {config.model_type: config for config in configs}
 

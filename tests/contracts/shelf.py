@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoModel,
     CLIPVisionConfig,
     ConvNextConfig,
     Dinov2Config,
@@ -32,6 +31,7 @@ from transformers.utils import logging
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.models.adapters import build_adapter
+from fewshot_nlp.models.backbone import reader
 from tests.contracts import backbone as contract
 from tests.contracts.backbone import LEARNERS, REFUSED, SHELF, Cell, takes
 from tests.contracts.families import FAMILIES, text_configs
@@ -48,7 +48,8 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 def real(family: str) -> Any:
     """A model of real size, with random weights."""
-    return AutoModel.from_config(SHAPES[family]() if family in SHAPES else text_configs(384, 6, 12)[family])
+    config = SHAPES[family]() if family in SHAPES else text_configs(384, 6, 12)[family]
+    return reader(config).from_config(config)
 
 
 def trained(family: str, adapter: str, module: Any) -> int:

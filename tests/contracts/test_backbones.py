@@ -73,7 +73,7 @@ def test_the_trunk_changes_nothing(family_folders, tmp_path, name):
     targets = "|".join(lora_targets(load_backbone(folder)[0]))
     # The second of the outermost list of layers: blocks, or the stages that hold them.
     config = peft.LoraConfig(
-        r=2, target_modules=rf"[a-z_.]*\.?(layers?|h|stages|albert_layer_groups)\.1\..*\.({targets})"
+        r=2, target_modules=rf"[a-z_.]*\.?(layers?|h|stages|albert_layer_groups|block)\.1\..*\.({targets})"
     )
     contract.the_trunk_changes_nothing(Cell(family, "lora", folder, config))
 

@@ -14,7 +14,6 @@ from transformers import (
     NystromformerConfig,
     OpenAIGPTConfig,
     RoFormerConfig,
-    T5Config,
 )
 
 from fewshot_nlp.models import FewShotModel, load_backbone
@@ -53,8 +52,8 @@ def test_default_lora_modules(folders, name):
     targets = lora_targets(module)
     found = {full.rsplit(".", 1)[-1] for full, _ in module.named_modules()}
     assert set(targets) <= found
-    ours = {"deberta-v2": ["query_proj", "value_proj"], **LORA_TARGETS}
-    assert targets == ours.get(name, ["query", "value"])
+    known = {"deberta-v2": ["query_proj", "value_proj"], "t5": ["q", "v"], **LORA_TARGETS}
+    assert targets == known.get(name, ["query", "value"])
 
 
 def test_lora_on_an_unknown_architecture_names_the_choices(folders):
@@ -125,8 +124,9 @@ def test_position_limits(folders):
         "modernbert": None,
         "mpnet": 128,
         "roberta": 129,
+        "t5": None,
+        "umt5": None,
     }
-    assert position_limit(AutoModel.from_config(T5Config(d_model=8, d_kv=4, num_heads=2, num_layers=1, d_ff=8))) is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import (
     CLIPTextConfig,
     ConvBertConfig,
     FNetConfig,
+    LongT5Config,
     Mamba2Config,
     MambaConfig,
     MobileBertConfig,
@@ -22,8 +23,11 @@ from transformers import (
     RwkvConfig,
     SiglipConfig,
     SiglipModel,
-    T5Config,
+    SwitchTransformersConfig,
+    T5GemmaConfig,
     ViltConfig,
+    Wav2Vec2Config,
+    WhisperConfig,
     XLMConfig,
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -40,6 +44,8 @@ from tests.tiny import HIDDEN, PATCHES, SPECIAL, WORDS, random_batch, random_epi
 VOCABULARY = len(SPECIAL + WORDS)
 LAYERS = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 2, "intermediate_size": 32}
 ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+HALVES = {"vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+CONVOLUTIONS = {"conv_dim": (8, 8), "conv_stride": (2, 2), "conv_kernel": (3, 3), "num_feat_extract_layers": 2}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "bart": BartConfig(
         vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
@@ -57,6 +63,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "clip_text_model": CLIPTextConfig(**LAYERS, num_attention_heads=2, max_position_embeddings=128),
     "fnet": FNetConfig(**LAYERS),
+    "longt5": LongT5Config(**HALVES),
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, state_size=4, num_hidden_layers=2),
     "mamba2": Mamba2Config(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, state_size=4, num_hidden_layers=2, num_heads=4, head_dim=8,
@@ -67,8 +74,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         text_config={**LAYERS, "num_attention_heads": 2, "max_position_embeddings": 128},
         vision_config={**PATCHES, "intermediate_size": 32},
     ),
-    "t5": T5Config(vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+    "switch_transformers": SwitchTransformersConfig(**HALVES, num_experts=2),
+    "t5gemma": T5GemmaConfig(
+        **{half: {**LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1} for half in ("encoder", "decoder")}
+    ),
     "vilt": ViltConfig(**LAYERS, num_attention_heads=2, image_size=16, patch_size=8, num_channels=1),
+    "wav2vec2": Wav2Vec2Config(
+        **LAYERS, **CONVOLUTIONS, num_attention_heads=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    ),
+    "whisper": WhisperConfig(
+        vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=4, **ENDS,
+    ),
     "xlm": XLMConfig(
         vocab_size=VOCABULARY, emb_dim=HIDDEN, n_layers=2, n_heads=2, max_position_embeddings=128, pad_index=0,
         bos_index=2, eos_index=3, init_std=0.3,
@@ -93,7 +110,17 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("t5", r"\(T5Model\) makes no features of a text by itself: its decoder must be told .* Use .* BERT.* BART"),
+        (
+            "longt5",
+            r"\(LongT5Model\) makes no features of a text by itself: its decoder must be told .* Use .* BERT.* T5",
+        ),
+        (
+            "switch_transformers",
+            r"\(SwitchTransformersModel\) makes no .*: its decoder must be told .* Use .* BERT.* T5",
+        ),
+        ("t5gemma", r"\(T5GemmaModel\) makes no features .*: its decoder must be told .* Use .* BERT.* T5"),
+        ("wav2vec2", r"\(Wav2Vec2Model\) makes no features .* it takes input_values, .* Use a backbone of texts alone"),
+        ("whisper", r"\(WhisperModel\) makes no features .* it takes input_features, .* Use a backbone of texts alone"),
         ("vilt", r"\(ViltModel\) makes no features .* specify either pixel_values .* Use a backbone of texts alone"),
         (
             "siglip",

@@ -32,7 +32,7 @@ from fewshot_nlp.config import DEFAULT_BACKBONE
 from fewshot_nlp.functional.attention import attention
 from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
-from fewshot_nlp.models.reading import check_reads
+from fewshot_nlp.models.reading import attends_as, check_reads
 from fewshot_nlp.models.safety import NO_CODE, UNREADABLE, check_model_folder
 from fewshot_nlp.models.scratch import SCRATCH
 
@@ -226,6 +226,9 @@ def load_backbone(
         raise _mute(name_or_path, what if kind is AutoModel else f"{missing[0]!r} is missing")
     if not scratch:
         check_reads(module, speaks)
+        if module.main_input_name == "input_ids" and not attends_as(module, "eager"):
+            # Of what this model tells its attention, ours does not know all.
+            module.set_attn_implementation("eager")
     with _loading(name_or_path):
         processor = None if scratch else _processor(module, path, options)
     if getattr(processor, "pad_token_id", 0) is None:

@@ -1,11 +1,12 @@
-"""Whether a backbone reads a text by itself, behind a prompt, and before padding: found by giving it one, before any
-training."""
+"""Whether a backbone reads a text by itself, behind a prompt, before padding, and with an attention from outside: found
+by giving it one, before any training."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from fewshot_nlp.checks import first_line
@@ -13,7 +14,7 @@ from fewshot_nlp.models.positions import position_limit
 
 #: Tokens of the text that is tried, and of the padding. Some models take no shorter texts than four.
 TRIED, PADDING = 8, 4
-#: What padding may change in a text's states, in roundings of their norm.
+#: What may change in a text's states, in roundings of their norm, and is no difference.
 ROUNDINGS = 1000
 
 
@@ -37,20 +38,50 @@ def sees_padding(module: Any, pad: int | None) -> bool:
         module: backbone.
         pad: token that texts are padded with; the backbone's own if not given.
     """
+    ids, n = _padded_text(module, pad)
+    try:
+        return _differ(_states(module, ids[:, :n], n), _states(module, ids, n))
+    except Exception:  # hundreds of models raise what they like
+        return False
+
+
+@torch.no_grad()
+def attends_as(module: Any, attention: str) -> bool:
+    """Whether ``module`` makes of a text what it would with another ``attention``, by transformers' name of it. Models
+    tell attention more and more, and one from outside does not hear of it."""
+    ids, n = _padded_text(module)
+    own = module.config._attn_implementation
+    try:
+        states = _states(module, ids, n)
+        module.set_attn_implementation(attention)
+        return not _differ(states, _states(module, ids, n))
+    except Exception:  # hundreds of models raise what they like
+        return True
+    finally:
+        module.set_attn_implementation(own)
+
+
+def _padded_text(module: Any, pad: int | None = None) -> tuple[Tensor, int]:
+    """A text of unlike tokens with padding behind it, ``[1, length]``, and how many tokens are its own."""
     pad = getattr(module.config, "pad_token_id", None) or 0 if pad is None else pad
     total = min(TRIED + PADDING, position_limit(module) or TRIED + PADDING)
     n, device = total * TRIED // (TRIED + PADDING), next(module.parameters()).device
-    ids = torch.full((1, total), pad, device=device)
     # CANINE reads any character, and has no vocabulary.
-    ids[:, :n] = (pad + 1) % (getattr(module.config, "vocab_size", None) or pad + 2)
-    mask = (torch.arange(total, device=device) < n).long()[None]
-    try:
-        alone, padded = (
-            next(iter(module(input_ids=ids[:, :k], attention_mask=mask[:, :k]).values()))[:, :n] for k in (n, total)
-        )
-    except Exception:  # hundreds of models raise what they like
-        return False
-    return bool((padded - alone).norm() > ROUNDINGS * torch.finfo(alone.dtype).eps * alone.norm())
+    others = max(getattr(module.config, "vocab_size", None) or TRIED + 1, 2) - 1
+    ids = torch.full((1, total), pad, device=device)
+    ids[:, :n] = (pad + 1 + torch.arange(n, device=device) % others) % (others + 1)
+    return ids, n
+
+
+def _states(module: Any, ids: Tensor, n: int) -> Tensor:
+    """Of the first ``n`` tokens, beyond which all is padding; or the logits that follow from them."""
+    mask = (torch.arange(ids.shape[1], device=ids.device) < n).long()[None]
+    return next(iter(module(input_ids=ids, attention_mask=mask).values()))[:, :n]
+
+
+def _differ(states: Tensor, others: Tensor) -> bool:
+    """By more than rounding."""
+    return bool((others - states).norm() > ROUNDINGS * torch.finfo(states.dtype).eps * states.norm())
 
 
 def check_reads(module: Any, speaks: bool = False) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
     AutoModel,
     BartConfig,
     CanineConfig,
@@ -36,6 +38,7 @@ from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.stacking import refusal
 from fewshot_nlp.models import FewShotModel, load_backbone
+from fewshot_nlp.models.backbone import ATTENTION, _attention
 from tests.contracts import backbone as contract
 from tests.contracts.backbone import PROMPTS, Cell, settings
 from tests.contracts.families import Family, save_text, text_configs
@@ -257,3 +260,20 @@ def test_a_short_window_is_no_fault(folders, tmp_path):
     finally:
         CONFIGS["bart"].max_position_embeddings = before
     assert load_backbone(folder)[0].config.max_position_embeddings == 6
+
+
+def test_an_attention_that_is_told_more_than_ours_knows_stays_the_models_own(tmp_path, monkeypatch):
+    """T5's is told of distances; here ours is made deaf to them."""
+    folder = save_text(text_configs()["t5"], tmp_path)
+    heard, _ = load_backbone(folder)
+    assert heard.config._attn_implementation == ATTENTION
+    ids = torch.arange(4, 12)[None]
+    expected = heard(ids).last_hidden_state
+
+    def deaf(*args: Any, position_bias: Any = None, **kwargs: Any) -> Any:
+        return _attention(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, deaf)
+    module, _ = load_backbone(folder)
+    assert module.config._attn_implementation == "eager"
+    torch.testing.assert_close(module(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)

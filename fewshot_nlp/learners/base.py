@@ -293,7 +293,7 @@ class BaseLearner(ABC):
         if self.asks and episode.support.names is not None:
             known = replace(known, query=known.query.asked(episode.support.names))
         # Dropout draws what follows from the episode alone.
-        draws = drawing(params, episode.spec.index) if self.model.module.training else nullcontext()
+        draws = drawing(params, episode.spec.index) if self.model.training else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), draws:
             theta = leaves(params)
             told = self._told(theta, episode.support.recordable())

@@ -267,6 +267,7 @@ class BaseLearner(ABC):
             parts = [self._told_grad(params, episode) for episode in episodes]
         return sum(parts[1:], parts[0])
 
+    @torch.inference_mode(False)
     def twin(self) -> Self:
         """The same learner for another thread: its modules are its own, and all that they hold is shared."""
         twin = object.__new__(type(self))

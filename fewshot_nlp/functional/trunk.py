@@ -93,10 +93,10 @@ class Trunk:
         self.module, self.layers, self.depth, self.alone, self.longest = module, layers, depth, alone, longest
         self.known, self.top = TensorStore(), Top()
         above = {id(part) for layer in list(layers)[depth:] for part in layer.modules()}
-        below = [part._parameters for part in module.modules() if id(part) not in above]
-        buffers = [part._buffers for part in module.modules()]
+        held: list[dict[str, Any]] = [part._buffers for part in module.modules()]
+        held = [part._parameters for part in module.modules() if id(part) not in above] + held
         # By their places: a module that is moved has other buffers, and one that is loaded may have other weights.
-        self._weights = [(own, name) for own in (*below, *buffers) for name in own]
+        self._weights = [(own, name) for own in held for name in own]
 
     @property
     def works(self) -> bool:

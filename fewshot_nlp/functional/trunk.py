@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,15 +46,22 @@ class _Given(nn.Module):
 
 @dataclass
 class Top:
-    """What the top of a trunk was seen to hand on.
+    """What the top of a trunk was seen to hand on. A copy has seen no weights.
 
     Attributes:
         works: hidden states and nothing else, which can be kept.
         empty: how many empty places stand behind them; ``None`` where they are handed on by themselves.
+        weights: those that it was last made by, with buffers, and where they lay in memory.
+        moves: how often these lay elsewhere than before.
     """
 
     works: bool = True
     empty: int | None = None
+    weights: tuple[list[Tensor], list[int]] = field(default_factory=lambda: ([], []))
+    moves: int = 0
+
+    def __reduce__(self) -> tuple[type[Top], tuple[bool, int | None]]:
+        return Top, (self.works, self.empty)
 
 
 class Trunk:
@@ -65,7 +72,8 @@ class Trunk:
     while shapes differ in the last bit; so what is kept depends on nothing but the text, and a resumed run is the run
     that was interrupted. Each image goes through alone, unless what it becomes depends on the others of its batch
     (``alone=False``). Elsewhere, where calls cost more than arithmetic, batches are kept whole. What is kept is found
-    by the state of the weights, too, so that it is never stale.
+    by the state of the weights, too, so that it is never stale while the module keeps its parts and nothing is written
+    past torch, into ``.data``; after that, ``forget``.
 
     Args:
         module: the backbone.
@@ -84,10 +92,11 @@ class Trunk:
     ) -> None:
         self.module, self.layers, self.depth, self.alone, self.longest = module, layers, depth, alone, longest
         self.known, self.top = TensorStore(), Top()
-        above = {id(value) for layer in list(layers)[depth:] for value in layer.parameters()}
-        self._weights = [value for value in module.parameters() if id(value) not in above]
-        # By their places: a module that is moved has other buffers.
-        self._buffers = [(part._buffers, name) for part in module.modules() for name in part._buffers]
+        above = {id(part) for layer in list(layers)[depth:] for part in layer.modules()}
+        held: list[dict[str, Any]] = [part._buffers for part in module.modules()]
+        held = [part._parameters for part in module.modules() if id(part) not in above] + held
+        # By their places: a module that is moved has other buffers, and one that is loaded may have other weights.
+        self._weights = [(own, name) for own in held for name in own]
 
     @property
     def works(self) -> bool:
@@ -138,12 +147,14 @@ class Trunk:
 
     def _address(self, precision: str) -> bytes:
         """What weights and buffers are now, cheaply: where they lie, and how often they were written to, which torch
-        does not count where ``.data`` is."""
-        first = self._weights[0]
-        writes = sum(value._version for value in self._weights)
-        buffers = (own[name] for own, name in self._buffers)
-        writes += sum(value._version for value in buffers if value is not None)
-        return f"{first.data_ptr()}{first.dtype}{first.device}{writes}{precision}|".encode()
+        does not count where ``.data`` is written to."""
+        weights = [value for own, name in self._weights if (value := own[name]) is not None]
+        places, top = [value.data_ptr() for value in weights], self.top
+        if places != top.weights[1]:
+            # Those before are kept alive until here, so that no others can have come to lie where they did.
+            top.weights, top.moves = ([value.detach() for value in weights], places), top.moves + 1
+        first, writes = weights[0], sum(value._version for value in weights)
+        return f"{top.moves} {first.dtype}{first.device}{writes}{precision}|".encode()
 
     def _output(self, inputs: dict[str, Tensor], address: bytes) -> Tensor | None:
         """The hidden states that the top of the trunk hands on; ``None`` where it hands on more."""

@@ -267,6 +267,7 @@ class BaseLearner(ABC):
             parts = [self._told_grad(params, episode) for episode in episodes]
         return sum(parts[1:], parts[0])
 
+    @torch.inference_mode(False)
     def twin(self) -> Self:
         """The same learner for another thread: its modules are its own, and all that they hold is shared."""
         twin = object.__new__(type(self))
@@ -293,7 +294,7 @@ class BaseLearner(ABC):
         if self.asks and episode.support.names is not None:
             known = replace(known, query=known.query.asked(episode.support.names))
         # Dropout draws what follows from the episode alone.
-        draws = drawing(params, episode.spec.index) if self.model.module.training else nullcontext()
+        draws = drawing(params, episode.spec.index) if self.model.training else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), draws:
             theta = leaves(params)
             told = self._told(theta, episode.support.recordable())

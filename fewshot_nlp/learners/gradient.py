@@ -133,7 +133,7 @@ class GradientLearner(ScheduledLearner):
         steps = max(self.config.inner_steps, 1)
         constant = 0 if exact_steps is None else steps - exact_steps
         # Dropout draws anew in each step, and a multi-step loss looks at the end of each.
-        apart = apart or self.model.module.training or self.config.step_loss_weights is not None
+        apart = apart or self.model.training or self.config.step_loss_weights is not None
         first = min(steps, 2) if self._head_first and not apart else 1
         spans = [range(first), *(range(k, k + 1) for k in range(first, steps))]
         if self.config.inner_steps == 0 or not support.teaches:

@@ -145,7 +145,7 @@ def refusal(learner: ScheduledLearner) -> str | None:
         return "its backbone sees the padding that makes texts equally long"
     if learner.estimator_name == "implicit":
         return "conjugate gradients end where each task's do"
-    if any(part.training for part in model.module.modules()):
+    if model.training:
         return "dropout draws from each task's own seed"
     if any(getattr(part, "gradient_checkpointing", False) for part in model.module.modules()):
         return "gradient checkpointing runs layers again outside of the stack"

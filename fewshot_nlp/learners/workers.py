@@ -35,7 +35,7 @@ def workers_for(learner: BaseLearner, tasks: int = 0) -> int:
     from the one generator of all threads; and under autocast, which is known to the calling thread alone.
     """
     model = learner.model
-    if not learner.fast_body or model.device.type != "cpu" or any(part.training for part in model.module.modules()):
+    if not learner.fast_body or model.device.type != "cpu" or model.training:
         return 1
     if torch.is_autocast_enabled("cpu") or weights(model.module) < LEAST_WEIGHTS:
         return 1

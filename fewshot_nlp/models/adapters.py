@@ -257,6 +257,12 @@ def is_adapted(module: nn.Module) -> bool:
     return isinstance(module, peft.PeftModel)
 
 
+def has_prefix(module: nn.Module) -> bool:
+    """Whether the adapter gives every layer keys and values of tokens before the text."""
+    # Older releases of PEFT know one of them.
+    return isinstance(module, peft.PeftModel) and module.active_peft_config.peft_type in ("PREFIX_TUNING", "CARTRIDGE")
+
+
 @contextmanager
 def without_adapter(module: nn.Module) -> Iterator[nn.Module]:
     """The backbone as it was before the adapter."""

@@ -22,7 +22,7 @@ from fewshot_nlp.functional.call import call, run, trainable
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk, widened
 from fewshot_nlp.functional.twice import ClosedForms
-from fewshot_nlp.models.adapters import bare_model, build_adapter, without_adapter
+from fewshot_nlp.models.adapters import bare_model, build_adapter, has_prefix, without_adapter
 from fewshot_nlp.models.backbone import load_backbone, packaged_backbone
 from fewshot_nlp.models.buckets import length_buckets
 from fewshot_nlp.models.norm import is_transductive, set_batch_norm
@@ -78,6 +78,7 @@ class FewShotModel:
         # Asked now: it may take a pass, which within another would be in the way.
         self._causal = is_causal(module)
         self.pooling = find_pooling(config.pooling, module, self._causal)
+        self._has_prefix = has_prefix(module)
         self.voice = find_voice(bare_model(module), tokenizer) if config.head == "verbalizer" else None
         # What goes on from a text needs its keys and values in every layer.
         goes_on = self.voice is not None and self.voice.scores_names
@@ -121,6 +122,11 @@ class FewShotModel:
     def dtype(self) -> torch.dtype:
         """Of features: that of the weights, and single precision at least."""
         return torch.promote_types(next(self.module.parameters()).dtype, torch.float32)
+
+    @property
+    def training(self) -> bool:
+        """Whether any part of the module is in training mode, where dropout draws anew in every pass."""
+        return any(part.training for part in self.module.modules())
 
     @cached_property
     def hidden_size(self) -> int:
@@ -215,6 +221,7 @@ class FewShotModel:
 
         ``frozen``: other values for some of the tensors that are not trained, by the names of ``module``.
         """
+        self._check_prefix()
         inputs, hidden = {n: t for n, t in inputs.items() if n != HIDDEN}, inputs.get(HIDDEN)
         body = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
         names, values = (*self.trainable, *frozen), {**body, **frozen}
@@ -223,7 +230,7 @@ class FewShotModel:
             if self.trunk is not None and hidden is not None and not frozen:
                 return self.trunk.starting(hidden)
             # Dropout draws anew in every pass, also below.
-            trunk = None if self.module.training or frozen or self._of_tasks else self.trunk
+            trunk = None if frozen or self._of_tasks or self.training else self.trunk
             lay = packing.pack if packing else None
             return trunk.skipped(part, self.precision, lay) if trunk else nullcontext()
 
@@ -242,9 +249,20 @@ class FewShotModel:
 
         return self._at_little_cost(read if self.voice is None else speak, inputs)
 
+    def _check_prefix(self) -> None:
+        """Where transformers checkpoints a layer, it leaves out the keys and values that it is given."""
+        if self._has_prefix and any(
+            getattr(p, "gradient_checkpointing", False) and p.training for p in self.module.modules()
+        ):
+            raise ValueError(
+                "With gradient checkpointing transformers passes over the keys and values that prefix tuning gives "
+                "each layer: the features would be those of no adapter. Turn it off, or use adapter='prompt_tuning' or "
+                "'lora'."
+            )
+
     def read_ahead(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Run the trunk, if there is one, for what it does not know of ``inputs`` yet; what it hands on."""
-        if self.trunk is None or self.voice is not None or self.module.training:
+        if self.trunk is None or self.voice is not None or self.training:
             return None
         bare = split_names(inputs)[0]
         return self.trunk.read(right_padded(bare) if "attention_mask" in bare else bare, self.precision)

@@ -1,5 +1,7 @@
 """Layers below the first trained one are run once, and nothing else changes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -158,6 +160,35 @@ def test_other_weights_and_another_precision_are_not_mistaken():
     with trunk.skipped(INPUTS):
         pass
     assert len(runs) == before, "a layer above changes nothing below"
+
+
+def replaced(layer):
+    layer.weight = nn.Parameter(layer.weight * 1.5, requires_grad=False)
+
+
+def pointed_elsewhere(layer):
+    layer.weight.data = layer.weight.data * 1.5
+
+
+def loaded(layer):
+    layer.load_state_dict({n: v * 1.5 for n, v in layer.state_dict().items()}, assign=True)
+    layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [replaced, pointed_elsewhere, loaded])
+def test_weights_in_another_place_are_not_mistaken(change):
+    module = build("bert", 2)
+    trunk, _ = counting(module)
+    for _ in range(4):
+        # The allocator gives out the same places again.
+        change(module.encoder.layer[0].output.dense)
+        with trunk.skipped(INPUTS):
+            found = module(**INPUTS).last_hidden_state[INPUTS["attention_mask"].bool()]
+        torch.testing.assert_close(found, module(**INPUTS).last_hidden_state[INPUTS["attention_mask"].bool()])
+    before, twin = trunk.top.moves, copy.deepcopy(trunk)
+    with trunk.skipped(INPUTS):
+        pass
+    assert trunk.top.moves == before == 4 and twin.top.weights == ([], []), "a copy has a memory of its own"
 
 
 class Telling(nn.Module):

@@ -552,6 +552,35 @@ def test_gradient_checkpointing_in_the_backbone_changes_no_gradient(bert_folder)
         runs.clear()
 
 
+@pytest.mark.parametrize("layers", [[0, 1], [1]])
+def test_dropout_of_a_part_is_dropout(bert_folder, layers):
+    """The backbone in training mode, and the adapter around it not: each step draws anew, in all layers."""
+    settings = {"lora_layers_to_transform": layers, "head_init": "zero", "inner_steps": 3}
+    found = []
+    for whole in (True, False):
+        learner, params = learner_and_params(bert_folder, **settings)
+        module = learner.model.module
+        (module if whole else module.get_base_model()).train()
+        # What was drawn for one episode is not kept for the next.
+        learner.meta_grad(params, [random_episode(COUNTS, seed=1)])
+        found.append(learner.meta_grad(params, [random_episode(COUNTS)]).grads)
+    assert_equal(*found)
+
+
+# transformers is renaming it.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_prefix_is_refused_where_checkpointing_would_leave_it_out(bert_folder):
+    learner, params = learner_and_params(bert_folder, adapter="prefix_tuning", num_virtual_tokens=2)
+    episodes = [random_episode(COUNTS)]
+    expected = learner.meta_grad(params, episodes).grads
+    bare = learner.model.module.get_base_model()
+    bare.gradient_checkpointing_enable()
+    assert_equal(learner.meta_grad(params, episodes).grads, expected)
+    bare.train()
+    with pytest.raises(ValueError, match=r"passes over the keys and values .* Turn it off, or use adapter='prompt_tun"):
+        learner.meta_grad(params, episodes)
+
+
 def test_texts_go_through_the_trunk_once(bert_folder):
     """Over steps, episodes and evaluations; what is answered is what a model without a trunk answers."""
     config = LoraConfig(r=2, target_modules=["query", "value"], layers_to_transform=[1])

@@ -47,6 +47,22 @@ def test_two_workers_answer_as_one(bert_folder, two_threads, settings):
     assert found.losses == alone.losses, "to the bit: an episode is one worker's"
 
 
+@pytest.mark.parametrize("adapter", ["prompt_tuning", "prefix_tuning"])
+def test_two_workers_in_inference_mode(bert_folder, two_threads, adapter):
+    """It is known to the calling thread alone; what a twin has of its own is recorded in another one."""
+    learner = build_learner(tiny_config(bert_folder, learner="maml", adapter=adapter, num_virtual_tokens=2))
+    params, episodes = (
+        learner.init_params(),
+        [random_episode([1, 2], seed=seed, dtype=torch.float32) for seed in range(4)],
+    )
+    learner.stacking = False
+    expected, losses = learner.meta_grad(params, episodes).grads, evaluate(learner, params, SPECS, reader).losses
+    with torch.inference_mode():
+        found = learner.meta_grad(params, episodes).grads
+        assert evaluate(learner, params, SPECS, reader).losses == losses
+    assert all(torch.equal(found[name], grad) for name, grad in expected.items())
+
+
 def test_the_work_is_parted_and_the_threads_come_back(two_threads):
     seen, met = set(), Barrier(2)
 

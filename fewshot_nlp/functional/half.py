@@ -23,7 +23,7 @@ class HalfFrozen(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor, int, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear and not kwargs and _suits(*args[:2]):
@@ -41,12 +41,18 @@ class HalfFrozen(TorchFunctionMode):
         return HalfFrozen, ()
 
     def _half(self, weight: Tensor) -> Tensor:
-        original, version, half = self._kept.get(id(weight), (None, -1, None))
-        if original is not weight or version != weight._version or half is None or half.device != weight.device:
-            half = weight.detach().to(torch.bfloat16)
-            # The original is kept too, so that no other tensor can take its id.
-            self._kept[id(weight)] = (weight, weight._version, half)
-        return half
+        known = self._kept.get(id(weight))
+        # A weight whose data was exchanged lies elsewhere, though it is the same tensor, as often written to.
+        if (
+            known is None
+            or known[0] is not weight
+            or known[1].data_ptr() != weight.data_ptr()
+            or known[2] != weight._version
+        ):
+            # The original and its memory are kept too, so that no other tensor can take its id or its place.
+            seen = weight.detach()
+            self._kept[id(weight)] = known = (weight, seen, weight._version, seen.to(torch.bfloat16))
+        return known[3]
 
 
 def _suits(given: Tensor, weight: Any) -> bool:

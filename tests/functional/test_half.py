@@ -87,9 +87,13 @@ def test_a_weight_is_converted_once_and_again_when_it_was_written_to():
     layer, half = frozen(), HalfFrozen()
     with half:
         layer(X)
-        first = half._kept[id(layer.weight)][2]
+        first = half._kept[id(layer.weight)][3]
         layer(X)
-        assert half._kept[id(layer.weight)][2] is first
+        assert half._kept[id(layer.weight)][3] is first
         with torch.no_grad():
             layer.weight.zero_()
         assert torch.equal(layer(X), layer.bias.bfloat16().float().expand(5, 8))
+        layer.weight.data = torch.ones(8, 16)
+        assert torch.equal(
+            layer(X), functional.linear(X.bfloat16(), torch.ones(8, 16).bfloat16(), layer.bias.bfloat16()).float()
+        )

@@ -126,6 +126,12 @@ class CausalVoice(Voice):
         n, count, argument = len(mask), len(words), cache_argument(bare)
         assert argument is not None, "a causal model goes on from a text"
         cache = getattr(first, argument)
+        if cache is None:
+            raise ValueError(
+                "With gradient checkpointing transformers keeps no keys and values of a text, from which "
+                "head='verbalizer' goes on to names of several tokens. Turn it off, give each class a word of one "
+                "token as verbalizer, or use head='linear'."
+            )
         cache.batch_repeat_interleave(count)
         # What stands before the texts, such as a soft prompt, was never padded.
         before = cache.get_seq_length() - mask.shape[1]

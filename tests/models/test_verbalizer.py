@@ -122,6 +122,17 @@ def test_scores_under_adapters_inside_the_layers(language_folders, family, adapt
     assert (expected - bare).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+# transformers is renaming it.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_long_names_are_refused_where_checkpointing_keeps_nothing_to_go_on_from(language_folders, family):
+    model = speaking(language_folders(family), adapter="lora", template=CAUSAL)
+    model.module.get_base_model().gradient_checkpointing_enable()
+    model.module.train()
+    with pytest.raises(ValueError, match=r"keeps no keys and values of a text, .* Turn it off"):
+        scores(model, params_of(model), task(model))
+
+
 @pytest.mark.parametrize(("family", "template"), [("bert", MASKED), ("gpt2", CAUSAL)])
 @pytest.mark.parametrize("adapter", ["prompt_tuning", "lora", "full"])
 def test_scores_are_twice_differentiable(language_folders, family, template, adapter):

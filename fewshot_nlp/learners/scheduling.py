@@ -265,6 +265,8 @@ class ScheduledLearner(BaseLearner):
             # Whether what they hand on can be kept shows when they have run.
             self.model.read_ahead(support.inputs)
             words += f"; the lowest {trunk.depth} layers run once a text" if trunk.works else ""
+        if self.model.sees_padding:
+            words += "; texts of one length together, as the backbone sees padding"
         return words
 
     def _part(self, grads: dict[str, Tensor], logits: Tensor, labels: Tensor) -> MetaGrad:

@@ -184,6 +184,7 @@ def test_what_sees_its_padding_is_given_none(folders, name, adapter):
     short = {n: t[:, :2] for n, t in cell.inputs.items()}
     params = cell.params(cell.learner("protonet"))
     assert cell.model.features(params, short).isfinite().all()
+    assert "texts of one length together" in cell.learner("maml").describe(cell.episode().support)
     assert refusal(cell.learner("maml")) == "its backbone sees the padding that makes texts equally long"
 
 

@@ -142,7 +142,7 @@ def test_a_stream_has_no_clusters_no_centre_and_no_covariance(name, value, tiny)
 
 
 def test_a_stream_does_not_leave_a_mixture_out_unasked(tiny, tmp_path):
-    with pytest.raises(ValueError, match="mixture_dataset_names is not for a stream.*stream_dataset_names"):
+    with pytest.raises(ValueError, match=r"mixture_dataset_names is not for a stream.*stream_dataset_names"):
         prepare(parse_stream([*tiny, "--mixture_dataset_names", str(tmp_path / "data.jsonl")]))
 
 

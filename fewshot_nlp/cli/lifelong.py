@@ -100,6 +100,11 @@ def prepare(settings: StreamSettings) -> StreamRun:
             f"clusters_per_class={episodes.clusters_per_class} is not for a stream, whose stages are classes. Leave it "
             f"out."
         )
+    if episodes.mixture_dataset_names:
+        raise ValueError(
+            "mixture_dataset_names is not for a stream, whose data sets arrive one after another. Leave it out, or use "
+            "stream_dataset_names."
+        )
     for name in ("whiten_features", "center_features"):
         if getattr(config, name):
             raise ValueError(
@@ -131,7 +136,13 @@ def execute(run: StreamRun) -> dict[str, Any]:
         _announce(run)
     pools = [pool for stage in run.stages for pool in stage.pools.values()]
     encoder = learner.model.encoder()
-    reader = EpisodeReader(pools, encoder, use_label_names=config.tells_names)
+    reader = EpisodeReader(
+        pools,
+        encoder,
+        use_label_names=config.use_label_names,
+        names_in_training_alone=config.names_in_training_alone,
+        label_texts=config.label_texts,
+    )
     output = learn_stream(learner, args, lifelong, run.training, reader, run.held_out, accelerator)
     results: dict[str, Any] = {
         "lifelong": {shots: matrix.to_dict() for shots, matrix in output.matrices.items()},

@@ -155,8 +155,8 @@ def training_pools_from_config(config: EpisodeConfig, pools: Mapping[str, Pool])
             raise ValueError(f"The data set {name!r} has no training classes, only {', '.join(found)}. Give it some.")
         pool = found["train"]
         if i > 0:
-            pool = _not_evaluated(pool, pools, config)
-        if i > 0:
+            # What it shares with splits of its own counts for nothing: those are not evaluated.
+            pool = _not_evaluated(replace(pool, num_dropped=0, num_shared=0), pools, config)
             pool = replace(pool, name=_name_apart(pool, {other.name for other in (*pools.values(), *training)}, i + 1))
         training.append(pool)
     return training
@@ -206,7 +206,7 @@ def _not_evaluated(pool: Pool, pools: Mapping[str, Pool], config: EpisodeConfig)
     if not shared:
         return pool
     if config.duplicates == "keep":
-        return replace(pool, num_shared=pool.num_shared + count)
+        return replace(pool, num_shared=count)
     if config.duplicates == "error":
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise ValueError(
@@ -218,5 +218,4 @@ def _not_evaluated(pool: Pool, pools: Mapping[str, Pool], config: EpisodeConfig)
             f"mixture_dataset_names: {pool.name!r} has no class left with min_examples={config.min_examples} examples "
             f"that are not evaluated on. Leave it out."
         )
-    dropped = len(pool) - sum(map(len, kept.values()))
-    return replace(pool, rows_by_class=kept, num_dropped=pool.num_dropped + dropped)
+    return replace(pool, rows_by_class=kept, num_dropped=len(pool) - sum(map(len, kept.values())))

@@ -8,7 +8,8 @@ from typing import Any
 
 def percent(entry: Mapping[str, Any], key: str = "accuracy", signed: bool = False) -> str:
     """``91.2 ± 0.8`` from ``{"accuracy": 0.912, "ci95": 0.008}``; without ``±`` where there is no interval."""
-    text = f"{100 * entry[key]:{'+' if signed else ''}.1f}"
+    # Rounded first, and 0 added: what is below zero by rounding alone is not -0.0.
+    text = f"{round(100 * entry[key], 1) + 0.0:{'+' if signed else ''}.1f}"
     return text if entry.get("ci95") is None else f"{text} ± {100 * entry['ci95']:.1f}"
 
 

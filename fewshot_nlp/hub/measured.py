@@ -118,7 +118,8 @@ def _fewer(entry: Any, whole: Any) -> str:
 def _percent(entry: Any, key: str, signed: bool = False) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get(key), int | float):
         return "-"
-    text = f"{100 * entry[key]:{'+' if signed else ''}.2f}"
+    # Rounded first, and 0 added: what is below zero by rounding alone is not -0.00.
+    text = f"{round(100 * entry[key], 2) + 0.0:{'+' if signed else ''}.2f}"
     return f"{text} ± {100 * entry['ci95']:.2f}" if isinstance(entry.get("ci95"), int | float) else text
 
 

@@ -27,15 +27,18 @@ def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
 
     Raises:
         ValueError: an unknown tracker; fp16: learners take gradients themselves, where no loss scaler reaches; FSDP,
-            DeepSpeed and their like; a launcher whose processes do not find one another.
+            DeepSpeed and their like; a launcher whose processes do not find one another; another precision than that
+            of an earlier Accelerator of the process, which Accelerate cannot change.
         ImportError: a tracker whose package is not installed.
     """
     check_trackers(args.trackers)
     check_not_sharded()
+    # Not left open: where the process has an Accelerator already, the precision of that one would hold unasked.
+    precision = "bf16" if args.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     accelerator = Accelerator(
         # Without an accelerator, processes find one another only if they are told that there is none.
         cpu=args.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision="bf16" if args.bf16 else None,
+        mixed_precision=precision,
         log_with=args.trackers or None,
         project_dir=args.output_dir if args.trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],

@@ -141,6 +141,36 @@ def test_a_stream_has_no_clusters_no_centre_and_no_covariance(name, value, tiny)
         main([*tiny, f"--{name}", value])
 
 
+def test_a_stream_does_not_leave_a_mixture_out_unasked(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"mixture_dataset_names is not for a stream.*stream_dataset_names"):
+        prepare(parse_stream([*tiny, "--mixture_dataset_names", str(tmp_path / "data.jsonl")]))
+
+
+@pytest.mark.parametrize("given", [["--names_in_training_alone"], ["--label_texts", "description"]])
+def test_a_stream_is_told_of_its_classes_as_its_learner_is_to_be(given, tiny, tmp_path, monkeypatch):
+    path, told = tmp_path / "data.jsonl", []
+    rows = map(json.loads, path.read_text().splitlines())
+    path.write_text("\n".join(json.dumps({**row, "label_description": f"set {row['label']}"}) for row in rows))
+    learn = lifelong.learn_stream
+
+    def looking(learner, args, settings, training, reader, held_out, *more):
+        stage = next(iter(training))
+        for spec in (training[stage][0], held_out["1-shot"][stage][0]):
+            names = reader(spec).support.names
+            said = names and learner.model.tokenizer.batch_decode(names["input_ids"], skip_special_tokens=True)
+            told.append((said, list(spec.classes)))
+        return learn(learner, args, settings, training, reader, held_out, *more)
+
+    monkeypatch.setattr(lifelong, "learn_stream", looking)
+    options = ["--learner", "protonet", "--eval_k_shots", "1", "--eval_strategy", "no", "--save_strategy", "no"]
+    lifelong.execute(prepare(parse_stream([*tiny, *options, "--use_label_names", *given])))
+    (in_training, classes), (held_out, others) = told
+    if "--label_texts" in given:
+        assert (in_training, held_out) == ([f"set {name}" for name in classes], [f"set {name}" for name in others])
+    else:
+        assert (in_training, held_out) == (classes, None)
+
+
 def test_a_matrix_that_cannot_be_drawn_takes_nothing_with_it(tiny, tmp_path, monkeypatch, capsys):
     def half(path, *args):
         path.write_bytes(b"half")

@@ -331,3 +331,12 @@ def test_clusters_are_told_by_the_names_of_their_classes(tiny):
 def test_clusters_cannot_be_answered_by_name(tiny):
     with pytest.raises(ValueError, match="clusters_per_class=2"):
         prepared([*tiny, "--clusters_per_class", "2", "--head", "verbalizer"])
+
+
+def test_a_target_that_no_training_task_is_of_is_refused(tiny):
+    argv = [*tiny, "--learner", "joint", "--learner_kwargs"]
+    assert prepared([*argv, '{"target": "sentences"}']).learner.options.target == "sentences"
+    with pytest.raises(ValueError, match=r"target='sentence' is none of the data sets .* Use one of: sentences\."):
+        prepared([*argv, '{"target": "sentence"}'])
+    with pytest.raises(ValueError, match=r"target='sentences' is none .*: sentences-\d+-clusters\."):
+        prepared([*argv, '{"target": "sentences"}', "--clusters_per_class", "2"])

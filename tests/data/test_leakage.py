@@ -17,6 +17,7 @@ from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.data.leakage import class_key, image_key, text_key
 from fewshot_nlp.data.stages import hold_out
 from fewshot_nlp.evaluation import build_protocol
+from fewshot_nlp.evaluation.protocol import leakage
 from tests.tiny import tiny_tokenizer
 
 SPLITS = {"train": ["a"], "validation": ["b"], "test": ["c"]}
@@ -192,6 +193,21 @@ def test_a_mixture_does_not_learn_what_is_evaluated_in_another_spelling(tmp_path
     config.duplicates = "keep"
     found = training_tasks_from_config(config, pools).pools["other"]
     assert (found.num_dropped, found.num_shared) == (0, 1)
+
+
+@pytest.mark.parametrize("duplicates", ["drop", "keep"])
+def test_what_a_mixture_shares_with_splits_of_its_own_counts_for_nothing(tmp_path, duplicates):
+    """Those are not evaluated."""
+    own = write(tmp_path / "own.jsonl", [(f"{name} {i}", name) for name in "abcdefgh" for i in range(4)])
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "train.jsonl", [*((f"{name} {i}", name) for name in ("ant", "bee") for i in range(4)), ("x", "ant")])
+    write(other / "test.jsonl", [("x", "cat"), ("cat", "cat")])
+    config = EpisodeConfig(own, mixture_dataset_names=[str(other)], duplicates=duplicates, n_way=2, n_query=1)
+    pools = load_pools(own)
+    training = training_tasks_from_config(config, pools).pools
+    assert len(training["other"]) == (8 if duplicates == "drop" else 9)
+    assert leakage([*pools.values(), *training.values()]) == {"dropped": 0, "kept": 0}
 
 
 def test_unlabelled_texts_are_none_that_are_evaluated():

@@ -1,4 +1,5 @@
 from fewshot_nlp.evaluation import results_table
+from fewshot_nlp.evaluation.tables import percent
 
 TEST = {
     "1-shot": {
@@ -46,3 +47,7 @@ def test_markdown():
     ]
     assert r"| MAML \| prompt | 92.3 ± 0.5 | 98.0 ± 0.1 |" in lines
     assert lines[-2] == ""
+
+
+def test_no_gain_is_none_also_where_rounding_left_it_below_zero():
+    assert percent({"mean": -6e-18, "ci95": 0.0453}, "mean", signed=True) == "+0.0 ± 4.5"

@@ -91,6 +91,13 @@ def test_the_gain_over_every_baseline_is_shown():
     assert "A gain, of this adapter over each of the others, is paired" in text
 
 
+def test_no_gain_is_none_also_where_rounding_left_it_below_zero():
+    gain = {"mean": -6e-18, "ci95": 0.01, "episodes": 600}
+    entry = {**RESULTS["test"]["1-shot"], "paired_gain": gain, "paired_gains": {"prototypes": gain}}
+    text = model_card(FewShotConfig(), info(results={"test": {"1-shot": entry}})).text
+    assert "| gain, 1-shot |  | +0.00 ± 1.00 |" in text
+
+
 def test_the_averaging_of_f1_is_named():
     entry = {**RESULTS["test"]["1-shot"], "metrics": {"accuracy": 0.9312, "macro_f1": 0.9205}}
     text = model_card(FewShotConfig(), info(results={"test": {**RESULTS["test"], "1-shot": entry}})).text

@@ -119,3 +119,17 @@ def test_fp16_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(ValueError, match="bf16"):
         build_accelerator(FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_run_does_not_take_over_the_precision_of_one_before_it(tmp_path, bf16):
+    first = build_accelerator(FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=bf16))
+    assert first.mixed_precision == ("bf16" if bf16 else "no")
+    with pytest.raises(ValueError, match=f"mixed_precision='{'no' if bf16 else 'bf16'}'"):
+        build_accelerator(FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=not bf16))
+
+
+def test_the_precision_of_the_launcher_holds_where_none_is_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = build_accelerator(FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    assert accelerator.mixed_precision == "bf16"

@@ -135,14 +135,7 @@ def execute(run: StreamRun) -> dict[str, Any]:
     if accelerator.is_main_process:
         _announce(run)
     pools = [pool for stage in run.stages for pool in stage.pools.values()]
-    encoder = learner.model.encoder()
-    reader = EpisodeReader(
-        pools,
-        encoder,
-        use_label_names=config.use_label_names,
-        names_in_training_alone=config.names_in_training_alone,
-        label_texts=config.label_texts,
-    )
+    reader = EpisodeReader.from_config(config, pools, learner.model.encoder())
     output = learn_stream(learner, args, lifelong, run.training, reader, run.held_out, accelerator)
     results: dict[str, Any] = {
         "lifelong": {shots: matrix.to_dict() for shots, matrix in output.matrices.items()},

@@ -157,12 +157,10 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     learner.model.to(accelerator.device)
 
     def reading(drawn: Sequence[Pool]) -> EpisodeReader:
-        return EpisodeReader(
+        return EpisodeReader.from_config(
+            config,
             [*pools.values(), *drawn],
             learner.model.encoder(),
-            use_label_names=config.use_label_names,
-            names_in_training_alone=config.names_in_training_alone,
-            label_texts=config.label_texts,
             unlabelled=_split(pools, "train", "n_unlabelled: 0") if episodes.n_unlabelled else None,
             n_unlabelled=episodes.n_unlabelled,
         )

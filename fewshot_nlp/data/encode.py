@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewshot_nlp.checks import at_least, choice
-from fewshot_nlp.config import LABEL_TEXTS
+from fewshot_nlp.config import LABEL_TEXTS, FewShotConfig
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec
@@ -192,6 +192,24 @@ class EpisodeReader:
             if self._names(pool.split):
                 _check_names(pool, label_texts)
         self._encoded: OrderedDict[Key, Any] = OrderedDict()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: FewShotConfig,
+        pools: Pool | HasPools | Mapping[str, Pool] | Sequence[Pool],
+        encoder: Encoder,
+        **options: Any,
+    ) -> EpisodeReader:
+        """One that tells of classes what a learner of ``config`` is to know; ``options``, ``Raises``: as above."""
+        return cls(
+            pools,
+            encoder,
+            use_label_names=config.use_label_names,
+            names_in_training_alone=config.names_in_training_alone,
+            label_texts=config.label_texts,
+            **options,
+        )
 
     def __call__(self, spec: EpisodeSpec) -> Episode:
         """The episode at ``spec``: examples class by class, queries out of scope last. Labels are classes, or where the

@@ -229,8 +229,8 @@ class FewShotModel:
         def below(part: dict[str, Tensor], packing: Packing | None = None) -> AbstractContextManager[None]:
             if self.trunk is not None and hidden is not None and not frozen:
                 return self.trunk.starting(hidden)
-            # Dropout draws anew in every pass, also below.
-            trunk = None if frozen or self._of_tasks or self.training else self.trunk
+            # Dropout draws anew in every pass, also below. All parts are asked, which takes a while: last of all.
+            trunk = None if self.trunk is None or frozen or self._of_tasks or self.training else self.trunk
             lay = packing.pack if packing else None
             return trunk.skipped(part, self.precision, lay) if trunk else nullcontext()
 

@@ -49,8 +49,10 @@ def sees_padding(module: Any, pad: int | None) -> bool:
 def attends_as(module: Any, attention: str) -> bool:
     """Whether ``module`` makes of a text what it would with another ``attention``, by transformers' name of it. Models
     tell attention more and more, and one from outside does not hear of it."""
-    ids, n = _padded_text(module)
     own = module.config._attn_implementation
+    if own == attention:
+        return True
+    ids, n = _padded_text(module)
     try:
         states = _states(module, ids, n)
         module.set_attn_implementation(attention)

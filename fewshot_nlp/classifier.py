@@ -216,9 +216,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             for start in range(0, len(examples), size):
                 rows = order[start : start + size]
                 logits[rows] = self._logits([examples[row] for row in rows])
-        if logits.isnan().any():
+        probabilities = logits.softmax(dim=1)
+        # Also where a largest logit is infinite.
+        if probabilities.isnan().any():
             raise ValueError("The logits are not numbers: fit diverged. Use an adapter of a lower inner_learning_rate.")
-        return logits.softmax(dim=1).numpy()
+        return probabilities.numpy()
 
     def _logits(self, examples: list[Any]) -> Tensor:
         unknown = torch.zeros(len(examples), dtype=torch.int64)

@@ -460,6 +460,14 @@ def test_a_learner_that_diverged(monkeypatch):
         classifier.predict(TEXTS)
 
 
+@pytest.mark.parametrize("logit", [np.inf, -np.inf])
+def test_infinite_logits_are_no_probabilities(logit, monkeypatch):
+    classifier = FewShotClassifier(adapter(), device="cpu").fit(TEXTS, TOPICS)
+    monkeypatch.setattr(classifier, "_logits", lambda examples: torch.full((len(examples), 3), logit).double())
+    with pytest.raises(ValueError, match="fit diverged"):
+        classifier.predict_proba(TEXTS)
+
+
 @pytest.mark.parametrize("method", ["predict", "predict_proba"])
 def test_not_fitted(method):
     with pytest.raises(NotFittedError):

@@ -17,7 +17,7 @@ from fewshot_nlp.evaluation.metrics import Accuracy, load_metric
 from fewshot_nlp.learners.base import episode_loss
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, EpisodeSpec
 
-#: Answer to a query whose logits hold a NaN: right for no reference.
+#: Answer to a query whose largest logit is NaN or infinite: right for no reference.
 NO_ANSWER = -2
 METRICS_BY_SCORE = {"accuracy": ("accuracy", "macro_f1"), "negative_mse": ("r2",)}
 
@@ -28,8 +28,8 @@ class EvaluationResult:
 
     Attributes:
         specs: the episodes.
-        predictions: answered episode labels, one a query; ``NO_ANSWER`` where the logits held a NaN. Of regressions,
-            the answered numbers.
+        predictions: answered episode labels, one a query; ``NO_ANSWER`` where the largest logit was NaN or infinite.
+            Of regressions, the answered numbers.
         references: true episode labels, one a query; ``OUT_OF_SCOPE`` for classes outside the episode. Of regressions,
             the targets.
         accuracies: accuracy in [0, 1] over the in-scope queries; of regressions, the negative mean squared error.
@@ -81,8 +81,9 @@ class EvaluationResult:
             self.score = TASKS["regression"]
             answers, score = logits[:, 0], -loss
         elif (labels != OUT_OF_SCOPE).any():
-            # argmax takes a NaN for the largest: a learner that diverged must not be credited with a guess.
-            answers = logits.argmax(-1).masked_fill(logits.isnan().any(-1), NO_ANSWER)
+            # argmax takes a NaN for the largest, and of equal infinities the first: a learner that diverged must not be
+            # credited with a guess.
+            answers = logits.argmax(-1).masked_fill(~logits.amax(-1).isfinite(), NO_ANSWER)
             score = Accuracy.score(answers.cpu().numpy(), labels.cpu().numpy())
         else:
             raise ValueError(f"Episode {spec.address} has no query of its own classes. Use n_query of at least 1.")

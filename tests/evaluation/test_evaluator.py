@@ -128,8 +128,9 @@ def test_merge_refuses_what_is_no_set_of_shards():
             merge(wrong)
 
 
-def test_a_nan_is_no_answer(monkeypatch):
-    monkeypatch.setattr(Scripted, "predict", lambda self, params, state, query: torch.full((4, WAY), math.nan))
+@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_no_answer(monkeypatch, logit):
+    monkeypatch.setattr(Scripted, "predict", lambda self, params, state, query: torch.full((4, WAY), logit))
     result = run([spec_at(0)], metrics=("accuracy", "macro_f1", "accuracy_with_out_of_scope"))
     # Class 0 is right for two of the four queries, and argmax of NaN is 0.
     assert result.accuracies == [0.0]

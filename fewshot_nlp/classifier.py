@@ -206,6 +206,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         examples = listed(X)
         with _turn(self.learner_):
             check_examples(examples, self._encoder.kind)
+            # Another classifier, on the same adapter, may have been fitted elsewhere.
+            self.learner_.model.to(self._device)
             batch_size = _check_batch_size(self.batch_size)
             # A transductive learner reads the queries together, so they may not be parted.
             size = len(examples) if self.learner_.transductive else batch_size
@@ -323,6 +325,11 @@ def _check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device={device!r} is not known. Use 'cpu', 'cuda' or 'cuda:<number>'.") from error
     if checked.type == "cuda" and not (checked.index or 0) < torch.cuda.device_count():
         raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices. Use 'cpu'.")
+    try:
+        # A device without values would take away those of a shared adapter, too.
+        torch.zeros(1, device=checked).item()
+    except (RuntimeError, ImportError, AssertionError) as error:
+        raise ValueError(f"device={device!r}: this machine cannot compute on it. Use 'cpu'.") from error
     return checked
 
 

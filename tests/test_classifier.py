@@ -333,6 +333,14 @@ def test_a_private_adapter_goes_on_otherwise_without_its_token(backbone, tmp_pat
         classifier.set_params(adapter="me/other").fit(*given)
 
 
+def test_a_shared_adapter_comes_back_from_another_device(monkeypatch):
+    first = FewShotClassifier(adapter(), device="cpu").fit(TEXTS, TOPICS)
+    moves = []
+    monkeypatch.setattr(first.learner_.model, "to", moves.append)
+    first.predict(TEXTS)
+    assert moves == [torch.device("cpu")]
+
+
 def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     classifier = FewShotClassifier(model_name_or_path=backbone, device="cpu").fit(TEXTS, TOPICS)
     first = classifier.learner_
@@ -435,6 +443,7 @@ def test_labels_in_a_column_of_a_table():
     [
         ({"device": "gpu"}, "device='gpu' is not known"),
         ({"device": "cuda:99"}, "device='cuda:99': this machine has"),
+        ({"device": "meta"}, "device='meta': this machine cannot compute on it"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
         ({"label_texts": ["x", "y"]}, r"label_texts=\['x', 'y'\] must be a mapping\. Use \{label: text\}"),
         ({"label_texts": "xy"}, "label_texts='xy' must be a mapping"),

@@ -82,9 +82,11 @@ def test_a_classifier_moves_to_the_gpu(bert_folder):
     learner = build_learner(tiny_config(bert_folder, learner="maml"))
     adapter = FewShotAdapter(learner, learner.init_params())
     texts, labels = ["light on", "lamp warm", "play music", "stop the music"], ["light", "light", "music", "music"]
-    here = FewShotClassifier(adapter, device="cpu").fit(texts, labels).predict_proba(texts)
+    classifier = FewShotClassifier(adapter, device="cpu").fit(texts, labels)
+    here = classifier.predict_proba(texts)
     there = FewShotClassifier(adapter, device="cuda").fit(texts, labels).predict_proba(texts)
     assert there == pytest.approx(here, abs=1e-3)
+    assert classifier.predict_proba(texts) == pytest.approx(here, abs=1e-6), "of a backbone that has left"
 
 
 def test_a_plan_is_made_for_the_gpu(bert_folder):

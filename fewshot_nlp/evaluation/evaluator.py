@@ -63,6 +63,8 @@ def evaluate(
     specs = list(specs)
     if not specs:
         raise ValueError("specs is empty. Evaluate 1 episode or more.")
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics={metrics!r} must be a list of names: [{metrics!r}].")
     for name in metrics or ():
         load_metric(name)
     if device is None:

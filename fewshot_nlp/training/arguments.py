@@ -163,7 +163,9 @@ class FewShotTrainingArguments:
         }
         for name, wanted in needs_validation.items():
             if wanted and self.eval_strategy == "no":
-                raise ValueError(f"{name} needs validation, but eval_strategy='no'. Set eval_strategy: steps.")
+                raise ValueError(
+                    f"{name} needs validation, but eval_strategy='no'. Set eval_strategy: steps, or leave {name} out."
+                )
         if self.load_best_model_at_end and self.save_strategy == "no":
             raise ValueError(
                 "load_best_model_at_end needs checkpoints, but save_strategy='no'. Set it to best or steps."

@@ -30,6 +30,7 @@ from fewshot_nlp.training.rounds import read_episodes, summed_over_ranks
 from fewshot_nlp.training.skipping import skip, stop_if_lost
 from fewshot_nlp.training.validation import (
     check_label_names,
+    check_samplers,
     check_unlabelled,
     check_validation,
     is_better,
@@ -65,7 +66,7 @@ class FewShotTrainer:
     Args:
         learner: what is trained.
         args: how.
-        train_sampler: endless training episodes by index.
+        train_sampler: training episodes by index, endless or enough for all of ``args.max_steps``.
         reader: turns an ``EpisodeSpec`` into an ``Episode``.
         eval_samplers: validation episodes by name, such as ``{"1-shot": ..., "5-shot": ...}``; the first
             ``args.eval_episodes`` of each are used every time.
@@ -95,10 +96,16 @@ class FewShotTrainer:
         accelerator: Accelerator | None = None,
         params: Params | None = None,
     ) -> None:
+        if not isinstance(args, FewShotTrainingArguments):
+            raise ValueError(
+                f"args of type {type(args).__name__} must be FewShotTrainingArguments, which has transformers' names "
+                f"for the settings that are read here."
+            )
+        samplers = {} if eval_samplers is None else eval_samplers
+        check_samplers(train_sampler, samplers, args)
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
         self.listener = Listener()
-        samplers = eval_samplers or {}
         self.eval_specs = {name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in samplers.items()}
         self.validation = kind_of_validation(args, self.eval_specs, samplers.values())
         self.score = score_of(learner)

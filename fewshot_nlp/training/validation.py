@@ -59,6 +59,25 @@ def score_of(learner: Any) -> str:
     return getattr(getattr(learner, "config", None), "score", "accuracy")
 
 
+def check_samplers(train_sampler: Any, eval_samplers: Any, args: FewShotTrainingArguments) -> None:
+    """Raise ``ValueError`` where eval samplers have no names, or a sampler ends before the run does."""
+    if not isinstance(eval_samplers, Mapping):
+        raise ValueError(
+            f"eval_samplers of type {type(eval_samplers).__name__} must be samplers by name, such as "
+            f"{{'1-shot': sampler}}."
+        )
+    asked = {"train_sampler": (train_sampler, args.max_steps * args.episodes_per_step, "max_steps")}
+    for name, sampler in eval_samplers.items():
+        asked[f"eval_samplers[{name!r}]"] = sampler, args.eval_episodes, "eval_episodes"
+    for place, (sampler, count, setting) in asked.items():
+        length = len(sampler) if isinstance(sampler, Sequence) else getattr(sampler, "num_episodes", None)
+        if length is not None and length < count:
+            raise ValueError(
+                f"{place} has {length} episodes, and {setting}={getattr(args, setting)} asks for {count}. Lower "
+                f"{setting}, or give a sampler without num_episodes, which is endless."
+            )
+
+
 def check_validation(args: FewShotTrainingArguments, names: Iterable[str], score: str = "accuracy") -> None:
     """Raise ``ValueError`` where ``args`` asks for a validation, or a metric, that the eval samplers do not give."""
     names = list(names)

@@ -152,6 +152,7 @@ def test_progress_is_shown_only_where_asked(capfd):
     [
         ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
         ({"metrics": ("bleu",)}, "metric='bleu' is not known"),
+        ({"metrics": "accuracy"}, r"metrics='accuracy' must be a list of names: \['accuracy'\]"),
         ({"specs": []}, "specs is empty"),
     ],
 )

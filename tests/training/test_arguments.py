@@ -31,7 +31,10 @@ from fewshot_nlp.training.accelerator import build_accelerator, check_trackers
         ({"optim": "lion"}, "optim='lion' .*adamw, sgd"),
         ({"lr_scheduler_type": "linaer"}, "lr_scheduler_type='linaer'"),
         ({"eval_strategy": "epoch"}, "eval_strategy='epoch' .*no, steps"),
-        ({"eval_strategy": "no", "load_best_model_at_end": True}, "load_best_model_at_end needs validation"),
+        (
+            {"eval_strategy": "no", "load_best_model_at_end": True},
+            "needs validation.*or leave load_best_model_at_end out",
+        ),
         ({"eval_strategy": "no", "early_stopping_patience": 1}, "early_stopping_patience needs validation"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs validation"),
         ({"save_strategy": "no", "load_best_model_at_end": True}, "needs checkpoints"),

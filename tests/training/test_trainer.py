@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.training import FewShotTrainer
@@ -394,6 +394,28 @@ def test_validation_without_samplers_or_with_an_unknown_metric_is_an_error(tmp_p
     args = toy_args(tmp_path, eval_strategy="steps", metric_for_best_model="f1")
     with pytest.raises(ValueError, match=r"'f1'.*accuracy, loss, 1-shot_accuracy"):
         FewShotTrainer(ToyLearner(), args, ToySampler(), toy_reader, {"1-shot": ToySampler("validation")})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"args": TrainingArguments}, "args of type TrainingArguments must be FewShotTrainingArguments"),
+        ({"eval_samplers": ToySampler("validation")}, "eval_samplers of type ToySampler must be samplers by name"),
+        (
+            {"eval_samplers": {"1-shot": [ToySampler()[i] for i in range(3)]}},
+            r"eval_samplers\['1-shot'\] has 3 episodes, and eval_episodes=4 asks for 4\. Lower eval_episodes",
+        ),
+        (
+            {"train_sampler": ToySampler(num_episodes=17)},
+            "train_sampler has 17 episodes, and max_steps=6 asks for 18",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_before_training(tmp_path, given, message):
+    whole = {"args": toy_args, "train_sampler": ToySampler(), "eval_samplers": None, **given}
+    whole["args"] = whole["args"](str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        FewShotTrainer(ToyLearner(), reader=toy_reader, **whole)
 
 
 def test_learner_is_never_handed_tensors_with_a_graph(tmp_path):

@@ -43,8 +43,8 @@ class ToyLearner:
 class ToySampler:
     """Addresses only; the index is all there is."""
 
-    def __init__(self, split: str = "train", n_way: int = WAYS) -> None:
-        self.split, self.n_way = split, n_way
+    def __init__(self, split: str = "train", n_way: int = WAYS, num_episodes: int | None = None) -> None:
+        self.split, self.n_way, self.num_episodes = split, n_way, num_episodes
 
     def __getitem__(self, index: int) -> EpisodeSpec:
         classes = tuple(f"class {c}" for c in range(self.n_way))

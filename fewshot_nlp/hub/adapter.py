@@ -230,8 +230,11 @@ class FewShotAdapter:
         return cls(learner, params, info)
 
     def _card(self, repo_id: str | None = None) -> ModelCard:
-        loader = reader(bare_model(self.learner.model.module).config).__name__
-        return model_card(self.config, self.info, repo_id=repo_id, loader=loader)
+        backbone = bare_model(self.learner.model.module)
+        # Such a network may be in a folder or on the Hub, too.
+        own = type(backbone).__module__.startswith("fewshot_nlp.")
+        loader = reader(backbone.config).__name__
+        return model_card(self.config, self.info, repo_id=repo_id, loader=loader, own_network=own)
 
     def _save(self, save_directory: str | Path) -> None:
         model = self.learner.model

@@ -45,7 +45,12 @@ SHORT_ADAPTER_NAMES = {
 
 
 def model_card(
-    config: FewShotConfig, info: AdapterInfo, *, repo_id: str | None = None, loader: str = "AutoModel"
+    config: FewShotConfig,
+    info: AdapterInfo,
+    *,
+    repo_id: str | None = None,
+    loader: str = "AutoModel",
+    own_network: bool = False,
 ) -> ModelCard:
     """The card of a meta-learned adapter.
 
@@ -54,6 +59,7 @@ def model_card(
         info: data sets, classes, results and command; what is not known is not mentioned.
         repo_id: where the adapter is on the Hub, for the examples; a placeholder path without it.
         loader: the class of transformers that loads such a backbone.
+        own_network: whether the backbone is a network of this package, which transformers alone does not know.
 
     Raises:
         ValueError: where ``info.results`` does not have the form of ``results.json``.
@@ -67,7 +73,7 @@ def model_card(
         "## Results",
         results_section(info, test),
         "## How to use",
-        _usage(config, info, source, loader),
+        _usage(config, info, source, loader, own_network),
         *_training(config, info),
         "## Limits",
         _limits(config, info, test),
@@ -186,7 +192,7 @@ _LABELS = {
 }
 
 
-def _usage(config: FewShotConfig, info: AdapterInfo, source: str, auto: str) -> str:
+def _usage(config: FewShotConfig, info: AdapterInfo, source: str, auto: str, own_network: bool) -> str:
     if config.task == "regression":
         return (
             "```python\n"
@@ -207,7 +213,7 @@ def _usage(config: FewShotConfig, info: AdapterInfo, source: str, auto: str) -> 
     name = config.model_name_or_path
     base = name if name in OWN_BACKBONES or hub_id(name) else "path/to/the/backbone"
     if config.adapter == "full":
-        own = "\nimport fewshot_nlp.models  # AutoModel learns of the network\n" if base in OWN_BACKBONES else ""
+        own = "\nimport fewshot_nlp.models  # AutoModel learns of the network\n" if own_network else ""
         parts.append(
             "The encoder alone, without the few-shot learner:\n\n```python\n"
             f'from transformers import {auto}\n{own}\nmodel = {auto}.from_pretrained("{source}")\n```'

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from fewshot_nlp.config import CONFIG_NAME
+from fewshot_nlp.config import CONFIG_NAME, FewShotConfig
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
-from tests.tiny import random_episode, tiny_bert, tiny_config, tiny_tokenizer
+from tests.tiny import random_episode, tiny_bert, tiny_config, tiny_network, tiny_tokenizer
 
 SETTINGS = {
     "prompt_tuning": {"head_init": "zero"},
@@ -146,6 +146,15 @@ def test_plain_transformers_reads_a_full_model(bert_folder, tmp_path):
     for name, tensor in first.params.items():
         if name.startswith("model."):
             assert torch.equal(tensor, own[name.removeprefix("model.")]), name
+
+
+@pytest.mark.parametrize("place", ["folder", "conv4"])
+def test_the_card_tells_auto_model_of_a_network_of_ours(tmp_path, place):
+    name = tiny_network(tmp_path / "network", "image") if place == "folder" else place
+    learner = build_learner(FewShotConfig(model_name_or_path=name, adapter="full"))
+    FewShotAdapter(learner, learner.init_params(), AdapterInfo(kind="image")).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "import fewshot_nlp.models  # AutoModel learns of the network" in card
 
 
 def test_a_peft_config_object_comes_back(bert_folder, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 from tests.languages import tiny_language_model
@@ -44,6 +45,14 @@ def folders(
 def language_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Folder of a tiny random language model by its family."""
     return cache(lambda family: tiny_language_model(Path(tmp_path_factory.mktemp(family)), family))
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its state in a process-wide singleton: a test that starts without one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,13 @@ import json
 import random
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from tests.tiny import WORDS
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+def starts_anew(fresh_accelerator):
+    """What ``fresh_accelerator`` does, unasked."""
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from fewshot_nlp.models.model import PREFIX
 from fewshot_nlp.types import Episode
 from tests.contracts.double import KeepDouble
 from tests.contracts.families import FAMILIES, Family
+from tests.pretend import DEVICE, Accelerator
 from tests.tiny import random_batch, random_episode
 
 #: Settings of each adapter, by the name it has in tables.
@@ -201,6 +202,29 @@ def nothing_is_left_behind(cell: Cell, name: str) -> None:
     assert all(torch.equal(value, own[n]) for n, value in cell.model.module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert trainable(cell.model.module) == cell.model.trainable
+
+
+def an_accelerator_changes_nothing(cell: Cell) -> None:
+    """In float64: neither to MAML's gradient of two tasks, which go in one stack, nor to features."""
+    here, there = (FewShotModel.build(settings(cell.folder, cell.adapter)) for _ in range(2))
+    with KeepDouble():
+        expected = _of_two_tasks(cell, here, torch.device("cpu"))
+        with Accelerator():
+            found = _of_two_tasks(cell, there, DEVICE)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-7, atol=1e-9)
+
+
+def _of_two_tasks(cell: Cell, model: FewShotModel, device: torch.device) -> list[Tensor]:
+    model.module.double()
+    model.to(device)
+    learner: Any = build_learner(settings(cell.folder, cell.adapter), model)
+    params = {name: value.to(device) for name, value in cell.params(cell.learner("maml"), torch.float64).items()}
+    tasks = [random_episode(COUNTS, seed=seed, kind=cell.family.kind).to(device) for seed in (0, 1)]
+    frozen = model.frozen_features(tasks[0].query.inputs)
+    assert device.type == "cpu" or learner.tasks_at_once(tasks) == 2, learner._trials
+    part = learner.meta_grad(params, tasks)
+    return [frozen, *part.grads.values(), *part.logits]
 
 
 def saved_and_loaded_it_answers_the_same(cell: Cell, name: str) -> None:

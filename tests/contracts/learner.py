@@ -20,8 +20,10 @@ from fewshot_nlp.data import TextEncoder
 from fewshot_nlp.data.encode import labelled
 from fewshot_nlp.hub import FewShotAdapter
 from fewshot_nlp.learners import BaseLearner
+from fewshot_nlp.learners.imaml import IMAML
 from fewshot_nlp.types import Batch
 from tests.contracts.subject import COUNTS, TURN, Entry, Subject, differ, rows, same, tensors
+from tests.pretend import DEVICE, Accelerator
 
 
 def one_logit_a_class(subject: Subject) -> None:
@@ -258,6 +260,34 @@ def meta_gradient_is_the_slope(subject: Subject) -> None:
     torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-7)
 
 
+def an_accelerator_changes_nothing(subject: Subject) -> None:
+    """Where tasks of unlike sizes go in one stack, and where all must be in one place; nor is anything looked at before
+    the end, which would wait for it: but by conjugate gradients and by models that speak."""
+    moved, episodes = subject.build(), [subject.first, subject.second]
+    model = getattr(moved, "model", None) or moved.features.model
+    with Accelerator() as accelerator:
+        model.to(DEVICE)
+        params = {name: value.to(DEVICE) for name, value in subject.params.items()}
+        there = [episode.to(DEVICE) for episode in episodes]
+        logits = moved.predict(params, moved.adapt(params, there[0].support), there[0].query)
+        if subject.entry.trained:
+            # Once more than is counted: whether tasks can be stacked is tried, and seen.
+            moved.meta_grad(params, there)
+            accelerator.waits.clear()
+            found = moved.meta_grad(params, there)
+            waits = dict(accelerator.waits)
+    assert logits.device == DEVICE
+    same(logits.cpu().detach(), subject.answer())
+    if subject.entry.trained:
+        expected = subject.learner.meta_grad(subject.params, episodes)
+        pairs = [(found.grads[name], grad) for name, grad in expected.grads.items()]
+        for one, other in [*pairs, *zip(found.logits, expected.logits, strict=True), (found.loss, expected.loss)]:
+            assert one.device == DEVICE
+            same(one.cpu(), other)
+        looks = isinstance(moved, IMAML) or model.voice is not None
+        assert not waits or looks, waits
+
+
 TEXTS = ["light on", "play music", "stop the music", "lamp off", "set the timer"]
 LABELS = ["light", "music", "music", "light", "timer"]
 NEW = ["red lamp", "play the timer", "warm music on"]
@@ -325,6 +355,7 @@ ONCE: tuple[Check, ...] = (
     works_in_every_grad_mode,
     wrong_names_are_refused,
     saved_and_loaded_it_is_the_same,
+    an_accelerator_changes_nothing,
 )
 CHECKS = EACH_SHAPE + ONCE
 #: Over every shape of the first kind of inputs alone, and one shape of the others: these take the most time.

@@ -49,6 +49,18 @@ def test_plain_libraries_read_it(family_folders, family, adapter):
     contract.plain_libraries_read_it(cell(family, adapter, family_folders[family]))
 
 
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [
+        pytest.param(family, adapter, marks=[] if adapter == "lora" else [pytest.mark.full])
+        for family, adapter in SUPPORTED
+        if adapter != "none"
+    ],
+)
+def test_an_accelerator_changes_nothing(family_folders, family, adapter):
+    contract.an_accelerator_changes_nothing(cell(family, adapter, family_folders[family]))
+
+
 @pytest.mark.parametrize(("family", "adapter"), [each for each in SUPPORTED if FAMILIES[each[0]].kind == "text"])
 def test_a_text_is_read_alone(family_folders, family, adapter):
     contract.a_text_is_read_alone(cell(family, adapter, family_folders[family]))

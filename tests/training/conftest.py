@@ -1,13 +1,10 @@
-"""Accelerate keeps its state in a process-wide singleton; every test here starts without one."""
+"""Every test here starts without Accelerate's state."""
 
 from __future__ import annotations
 
 import pytest
-from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+def starts_anew(fresh_accelerator):
+    """What ``fresh_accelerator`` does, unasked."""

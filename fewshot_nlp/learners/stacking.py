@@ -197,7 +197,8 @@ def _random_batch(learner: ScheduledLearner, like: Batch, draw: torch.Generator,
         length = min(6, learner.config.max_length)
         texts = model.any_texts(count, length)
         vocabulary = int(model.module.config.vocab_size)
-        texts["input_ids"] = torch.randint(1, vocabulary, (count, length), generator=draw).to(model.device)
+        # The first two are padding in most vocabularies, the embedding of which has no gradient.
+        texts["input_ids"] = torch.randint(2, vocabulary, (count, length), generator=draw).to(model.device)
         texts["attention_mask"][1, 4:] = 0
         return texts
 

@@ -169,12 +169,6 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     if train is None:
         finer = _finer(training, settings, learner, accelerator)
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
-    target = getattr(learner.options, "target", None)
-    if target is not None and target not in train.pools:
-        raise ValueError(
-            f"learner_kwargs: target={target!r} is none of the data sets that training tasks are of, so that it would "
-            f"weigh nothing. Use one of: {', '.join(train.pools)}."
-        )
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     if checkpoint is not None:

@@ -30,6 +30,7 @@ from fewshot_nlp.training.rounds import read_episodes, summed_over_ranks
 from fewshot_nlp.training.skipping import skip, stop_if_lost
 from fewshot_nlp.training.validation import (
     check_label_names,
+    check_target,
     check_unlabelled,
     check_validation,
     is_better,
@@ -105,6 +106,7 @@ class FewShotTrainer:
         check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)
         check_unlabelled(learner, reader)
+        check_target(learner, [train_sampler])
         model = getattr(learner, "model", None)
         if model is not None:
             model.to(self.accelerator.device)

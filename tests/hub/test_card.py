@@ -79,6 +79,17 @@ def test_only_the_best_is_bold_and_fewer_episodes_are_said():
     assert "- baselines: fine\\_tuning (inner rule adam, inner steps 10)" in text
 
 
+@pytest.mark.parametrize(("gain", "bold"), [(-0.01, False), (0.02, True), (-6e-18, True)])
+def test_the_best_is_found_on_the_same_episodes(gain, bold):
+    """Fewer episodes may be easier ones: not means, but what is paired says which is better."""
+    tuned = {"accuracy": 0.95 if bold else 0.90, "ci95": 0.02, "episodes": 10}
+    known = RESULTS["test"]["1-shot"]
+    gains = {"prototypes": known["paired_gain"], "fine_tuning": {"mean": gain, "ci95": 0.01, "episodes": 10}}
+    entry = {**known, "baselines": {**known["baselines"], "fine_tuning": tuned}, "paired_gains": gains}
+    text = model_card(FewShotConfig(), info(results={"test": {"1-shot": entry}})).text
+    assert ("| **93.12 ± 0.41** |" in text) == bold
+
+
 def test_the_gain_over_every_baseline_is_shown():
     baselines = {
         name: {"accuracy": 0.9, "episodes": count} for name, count in (("prototypes", 600), ("fine_tuning", 9))

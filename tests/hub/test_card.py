@@ -250,6 +250,14 @@ def test_unseen_classes_are_claimed_only_where_it_is_known(tested, claimed):
     assert ("on classes that were not seen in training" in text) is claimed
 
 
+@pytest.mark.parametrize(("settings", "protocol"), [({"batch_norm": "transductive"}, {}), ({}, {"transductive": True})])
+def test_answers_that_depend_on_one_another_are_said(settings, protocol):
+    assert "depends on the others" not in model_card(FewShotConfig(), info(results=RESULTS)).text
+    results = {**RESULTS, "protocol": {**RESULTS["protocol"], **protocol}}
+    text = model_card(FewShotConfig(**settings), info(results=results, kind="image")).text
+    assert "- Transductive: the images of one call of `predict` are answered together" in text
+
+
 def test_the_first_sentence_has_its_article():
     assert "\n\nAn encoder (all weights trained) for" in str(model_card(FewShotConfig(adapter="full"), info()))
     assert "\n\nA LoRA adapter for" in str(model_card(FewShotConfig(adapter="lora"), info()))

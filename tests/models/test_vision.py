@@ -203,6 +203,14 @@ class TestBatchNorm:
         after = learner.model.module.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in after.items())
 
+    def test_one_image_in_one_place_has_no_statistics(self, vision):
+        """torch would say that more values are expected "when training"."""
+        model = model_of(vision["resnet"], batch_norm="transductive", image_size=8)
+        images = model.encoder()([Image.linear_gradient("L"), Image.radial_gradient("L")])
+        assert model.features({}, images).std(dim=0).max() > 0
+        with pytest.raises(ValueError, match=r"One image has no statistics .* Give 2 images or more"):
+            model.features({}, {name: value[:1] for name, value in images.items()})
+
     def test_the_choice_is_saved_with_the_adapter(self, vision, tmp_path):
         learner = build_learner(tiny_config(vision["resnet"], learner="protonet", batch_norm="transductive"))
         FewShotAdapter(learner, learner.init_params()).save_pretrained(tmp_path)

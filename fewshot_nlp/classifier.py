@@ -189,13 +189,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray:
-        """The most probable label of each text or image, ``[n]``. Raises as ``predict_proba``."""
+        """The most probable label of each text or image, ``[n]``; see ``predict_proba``."""
         check_is_fitted(self)
         with _turn(self.learner_):
             return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """Probability of each class, float64 ``[n, n_classes]`` in the order of ``classes_``; rows sum to 1.
+
+        A transductive learner, such as one on conv-4 (``learner_.transductive``), answers the examples of a call
+        together: a row depends on all of ``X``.
 
         Raises:
             NotFittedError: before ``fit``.

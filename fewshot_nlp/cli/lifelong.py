@@ -17,7 +17,7 @@ import numpy as np
 from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import CLASSES, parse_into
 from fewshot_nlp.cli.report import drawing
-from fewshot_nlp.cli.train import EVAL_SEED
+from fewshot_nlp.cli.train import EVAL_SEED, check_tasks
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import (
     EpisodeMixture,
@@ -38,6 +38,7 @@ from fewshot_nlp.training import FewShotTrainingArguments
 from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.lifelong import LifelongArguments, check_stream, learn_stream
 from fewshot_nlp.training.resume import check_output_dir
+from fewshot_nlp.training.validation import check_target
 from fewshot_nlp.types import EpisodeSpec
 
 #: What a run leaves beside the adapter.
@@ -61,6 +62,7 @@ class StreamRun:
         settings: what it was told.
         stages: in the order of learning.
         learner: the method on its model.
+        reader: from their texts or images to episodes.
         training: training episodes of each stage.
         held_out: episodes to answer, by number of shots and stage.
     """
@@ -68,6 +70,7 @@ class StreamRun:
     settings: StreamSettings
     stages: list[Stage]
     learner: BaseLearner
+    reader: EpisodeReader
     training: dict[str, EpisodeSampler | EpisodeMixture]
     held_out: dict[str, dict[str, list[EpisodeSpec]]]
 
@@ -91,10 +94,13 @@ def prepare(settings: StreamSettings) -> StreamRun:
         ValueError, OSError, ImportError: bad input, named with the remedy.
     """
     config, episodes, args, lifelong = settings
+    check_tasks(config, episodes)
     accelerator = build_accelerator(args)
     check_output_dir(args, (RESULTS, EPISODES))
     if args.push_to_hub:
         raise ValueError("push_to_hub is not for a stream. Push what it leaves: FewShotAdapter.push_to_hub.")
+    if not args.test_episodes:
+        raise ValueError("test_episodes=0 leaves nothing of a stream to tell. Set 1 or more.")
     if episodes.clusters_per_class > 1:
         raise ValueError(
             f"clusters_per_class={episodes.clusters_per_class} is not for a stream, whose stages are classes. Leave it "
@@ -121,7 +127,16 @@ def prepare(settings: StreamSettings) -> StreamRun:
         return [sampler[i] for i in range(args.test_episodes)]
 
     held_out = {f"{shot}-shot": {s.name: episodes_of(s, shot) for s in stages} for shot in episodes.eval_k_shots}
-    return StreamRun(settings, stages, build_learner(config, seed=args.seed), training, held_out)
+    learner = build_learner(config, seed=args.seed)
+    pools = [pool for stage in stages for pool in stage.pools.values()]
+    reader = EpisodeReader.from_config(config, pools, learner.model.encoder())
+    if learner.reads_unlabelled:
+        raise ValueError(
+            f"learner={config.learner!r} reads texts of another data set without labels, which a stream has not. Use "
+            f"another learner."
+        )
+    check_target(learner, training.values())
+    return StreamRun(settings, stages, learner, reader, training, held_out)
 
 
 def execute(run: StreamRun) -> dict[str, Any]:
@@ -134,9 +149,7 @@ def execute(run: StreamRun) -> dict[str, Any]:
     learner, accelerator = run.learner, build_accelerator(args)
     if accelerator.is_main_process:
         _announce(run)
-    pools = [pool for stage in run.stages for pool in stage.pools.values()]
-    reader = EpisodeReader.from_config(config, pools, learner.model.encoder())
-    output = learn_stream(learner, args, lifelong, run.training, reader, run.held_out, accelerator)
+    output = learn_stream(learner, args, lifelong, run.training, run.reader, run.held_out, accelerator)
     results: dict[str, Any] = {
         "lifelong": {shots: matrix.to_dict() for shots, matrix in output.matrices.items()},
         "variant": lifelong.variant,
@@ -152,7 +165,8 @@ def execute(run: StreamRun) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted({name for stage in run.stages for name in stage.label_names})
         data = list(dict.fromkeys([episodes.dataset_name, *(lifelong.stream_dataset_names or ())]))
-        info = AdapterInfo(label_names=names, datasets=data, results=results)
+        kind = run.stages[0].pools["train"].kind
+        info = AdapterInfo(label_names=names, datasets=data, kind=kind, results=results)
         FewShotAdapter(learner, output.params, info).save_pretrained(folder)
         single = {shots: np.round(matrix.accuracies, 4).tolist() for shots, matrix in output.matrices.items()}
         (folder / EPISODES).write_text(json.dumps(single), encoding="utf-8")
@@ -191,4 +205,7 @@ def _announce(run: StreamRun) -> None:
     print(f"   stream  {len(run.stages)} stages of {', '.join(str(len(s.label_names)) for s in run.stages)} classes")
     print(f"   method  {method_name(config)}, {lifelong.variant}")
     print(f" training  {args.max_steps} steps a stage, of {args.episodes_per_step} tasks, {episodes.n_way}-way")
-    print(f" answered  {args.test_episodes} episodes a stage, {lifelong.evaluate_on} texts\n", flush=True)
+    print(
+        f" answered  {args.test_episodes} episodes a stage, {lifelong.evaluate_on} {run.reader.encoder.kind}s\n",
+        flush=True,
+    )

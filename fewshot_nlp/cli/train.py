@@ -24,6 +24,7 @@ from fewshot_nlp.cli.errors import carry_out
 from fewshot_nlp.cli.parser import Settings, parse
 from fewshot_nlp.cli.push import claim_repository, push
 from fewshot_nlp.cli.report import FILES, announce, conclude, drawing, picture, say_how
+from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data import (
     EpisodeReader,
     EpisodeSampler,
@@ -35,6 +36,7 @@ from fewshot_nlp.data import (
     training_pools_from_config,
     training_tasks,
 )
+from fewshot_nlp.data.config import EpisodeConfig
 from fewshot_nlp.evaluation import EvaluationResult, build_protocol, compare
 from fewshot_nlp.evaluation.plots import curves_from_log_history, learning_curve
 from fewshot_nlp.hub import AdapterInfo, FewShotAdapter
@@ -119,16 +121,7 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         ValueError, OSError, ImportError: bad input, named with the remedy.
     """
     config, episodes, args = settings
-    if config.task != "classification":
-        raise ValueError(
-            f"task={config.task!r} is not for this command, whose data have classes. Train it in Python, as "
-            f"recipes/sinusoid.py does."
-        )
-    if 0 in episodes.eval_k_shots and not config.use_label_names:
-        raise ValueError(
-            f"eval_k_shots={episodes.eval_k_shots} has tasks without examples, and nothing else tells their classes. "
-            f"Set use_label_names, or leave 0 out."
-        )
+    check_tasks(config, episodes)
     if episodes.clusters_per_class > 1 and config.head == "verbalizer":
         raise ValueError(
             f"clusters_per_class={episodes.clusters_per_class} makes several classes of one name, and "
@@ -169,12 +162,6 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
     if train is None:
         finer = _finer(training, settings, learner, accelerator)
         train, reader = training_tasks(episodes, finer, args.seed), reading(finer)
-    target = getattr(learner.options, "target", None)
-    if target is not None and target not in train.pools:
-        raise ValueError(
-            f"learner_kwargs: target={target!r} is none of the data sets that training tasks are of, so that it would "
-            f"weigh nothing. Use one of: {', '.join(train.pools)}."
-        )
     start = centred(learner, learner.init_params(), training, args.seed)
     trainer = FewShotTrainer(learner, args, train, reader, validation, accelerator=accelerator, params=start)
     if checkpoint is not None:
@@ -192,6 +179,20 @@ def prepare(settings: Settings, command: str | None = None) -> Run:
         repo_id=repo_id,
         command=command,
     )
+
+
+def check_tasks(config: FewShotConfig, episodes: EpisodeConfig) -> None:
+    """Raise ``ValueError`` for tasks that a data set of classes cannot give."""
+    if config.task != "classification":
+        raise ValueError(
+            f"task={config.task!r} is not for this command, whose data have classes. Train it in Python, as "
+            f"recipes/sinusoid.py does."
+        )
+    if 0 in episodes.eval_k_shots and not config.tells_names:
+        raise ValueError(
+            f"eval_k_shots={episodes.eval_k_shots} has tasks without examples, and nothing else tells their classes. "
+            f"Set use_label_names, without names_in_training_alone, or leave 0 out."
+        )
 
 
 def execute(run: Run) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def find_columns(
     for option, name in (("text_column_name", text), ("image_column_name", image), ("label_column_name", label)):
         if name is not None and name not in features:
             raise ValueError(f"{option}={name!r} is not a column. Use one of: {_describe(features)}.")
+    if len(features) == 1:
+        raise ValueError(
+            f"The data set has one column alone, {_describe(features)}, and examples and labels are two. A csv file is "
+            f"read with commas between columns, a tsv file with tabs: save it so, or add the column that is missing."
+        )
     if text is None and image is None:
         image = _find_image(features)
     kind, given = ("text", text) if image is None else ("image", image)

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from torch import Tensor
 
-from fewshot_nlp.checks import at_least
+from fewshot_nlp.checks import at_least, first_line
 
 #: Pillow's names of the pictures that a network takes, by number of channels.
 MODES = {1: "L", 3: "RGB"}
@@ -120,7 +120,7 @@ class ProcessorEncoder(ImageEncoder):
         size: width and height, in place of the processor's.
 
     Raises:
-        ValueError: a processor that leaves images of unlike shapes.
+        ValueError: a processor that leaves images of unlike shapes, or does something else to them.
     """
 
     def __init__(self, processor: Any, num_channels: int = 3, size: int | None = None) -> None:
@@ -129,12 +129,39 @@ class ProcessorEncoder(ImageEncoder):
         scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
         mean, std = (processor.image_mean, processor.image_std) if normalised else (0.0, 1.0)
         mean, std = ([value / scale for value in _listed(each)] for each in (mean, std))
+        # EfficientNet's divides by the deviations once more.
+        self._again = {"include_top": False} if getattr(processor, "include_top", False) else {}
+        if self._again:
+            std = [value * more for value, more in zip(std * 3, _listed(processor.image_std), strict=False)]
         self.processor = processor
         super().__init__(_side(self._sizes), num_channels, mean, std)
+        self._check()
 
     def _encode(self, image: Pillow.Image) -> Tensor:
-        bytes_alone = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False, "return_tensors": "pt"}
-        return self.processor(image, **self._sizes, **bytes_alone)["pixel_values"][0]
+        bytes_alone = {"do_rescale": False, "do_normalize": False, **self._again}
+        return self._processed(image, **bytes_alone)
+
+    def _processed(self, image: Pillow.Image, **options: bool) -> Tensor:
+        options |= {"do_convert_rgb": False}
+        return self.processor(image, **self._sizes, **options, return_tensors="pt")["pixel_values"][0]
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` where the processor itself makes something else of an image."""
+        picture = Pillow.linear_gradient("L").resize((self.size, 2 * self.size)).convert(MODES[self.num_channels])
+        name = type(self.processor).__name__
+        try:
+            wanted, found = self._processed(picture), self([picture])["pixel_values"][0]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The image processor {name} cannot read an image of num_channels={self.num_channels}: "
+                f"{first_line(error)} Use one of as many channels as its backbone."
+            ) from error
+        square = wanted.shape[-2:] == found.shape[-2:] == (self.size, self.size)
+        if not (square and torch.allclose(wanted.to(found), found, rtol=1e-4, atol=1e-4)):
+            raise ValueError(
+                f"The image processor {name} does something else to an image than make it a square and scale its "
+                f"values. Use a ViTImageProcessor with the backbone's size, image_mean and image_std, saved beside it."
+            )
 
 
 def _listed(value: float | Iterable[float]) -> list[float]:
@@ -143,7 +170,7 @@ def _listed(value: float | Iterable[float]) -> list[float]:
 
 def _sizes(processor: Any, size: int | None) -> dict[str, dict[str, int]]:
     """``size`` and ``crop_size`` of the processor, made to come out at ``size``."""
-    found = {"size": dict(processor.size)}
+    found = {"size": dict(processor.size or {})}
     if getattr(processor, "do_center_crop", False):
         found["crop_size"] = dict(processor.crop_size)
     if size is not None:

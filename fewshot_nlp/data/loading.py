@@ -198,4 +198,12 @@ def _load(path: Path, *args: Any, load: Callable[..., Any] = load_dataset, **opt
 
 
 def _as_dict(dataset: Dataset | DatasetDict) -> DatasetDict:
-    return DatasetDict({"train": dataset}) if isinstance(dataset, Dataset) else dataset
+    found = DatasetDict({"train": dataset}) if isinstance(dataset, Dataset) else dataset
+    for part in found.values():
+        # pandas takes what stands in front of the named columns for names of rows, and the rest for texts.
+        if part.info.builder_name == "csv" and "__index_level_0__" in part.features:
+            raise ValueError(
+                "its rows have more cells than its first line has names, as those with a comma in a text have that is "
+                "not in quotation marks"
+            )
+    return found

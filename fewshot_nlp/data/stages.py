@@ -3,7 +3,7 @@
 A stage's classes are trained on, so what is held out are texts. They are chosen by the hash of the text itself, and a
 text that is held out of one class is left out of training in every class of every stage, however it is spelt there (see
 ``leakage``): there is no seed, no overlap of stages and no repeated sentence by which a stage could be tested on what
-was trained on.
+was trained on. Images are held out in the same way, by the hash of their files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fewshot_nlp.data.leakage import text_key
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.splits import SPLITS, check_splits, read_class_lists
 
@@ -59,13 +58,13 @@ def hold_out(pools: Sequence[Pool], share: float = 0.2, seed: int = 0) -> list[S
     taken: dict[str, set[str]] = {"validation": set(), "test": set()}
     for pool in pools:
         for rows in pool.rows_by_class.values():
-            texts = sorted(set(pool.texts(rows)), key=lambda text: hashlib.sha256(f"{seed}/{text}".encode()).digest())
+            key_of = dict(zip(pool.contents(rows), pool.keys(rows), strict=True))
+            texts = sorted(key_of, key=lambda text: hashlib.sha256(f"{seed}/{text}".encode()).digest())
             count = max(1, round(share * len(texts)))
-            taken["test"].update(map(text_key, texts[:count]))
-            taken["validation"].update(map(text_key, texts[count : 2 * count]))
+            taken["test"].update(key_of[text] for text in texts[:count])
+            taken["validation"].update(key_of[text] for text in texts[count : 2 * count])
 
-    def split_of(text: str) -> str:
-        key = text_key(text)
+    def split_of(key: str) -> str:
         return next((split for split in ("test", "validation") if key in taken[split]), "train")
 
     return [Stage(pool.name, _dealt(pool, split_of)) for pool in pools]
@@ -74,13 +73,13 @@ def hold_out(pools: Sequence[Pool], share: float = 0.2, seed: int = 0) -> list[S
 def _dealt(pool: Pool, split_of: Callable[[str], str]) -> dict[str, Pool]:
     dealt: dict[str, dict[str, tuple[int, ...]]] = {split: {} for split in SPLITS}
     for name, rows in pool.rows_by_class.items():
-        splits = [split_of(text) for text in pool.texts(rows)]
+        splits = [split_of(key) for key in pool.keys(rows)]
         for split in SPLITS:
             dealt[split][name] = tuple(row for row, own in zip(rows, splits, strict=True) if own == split)
             if not dealt[split][name]:
                 raise ValueError(
-                    f"The class {name!r} of stage {pool.name!r} has {len(rows)} texts and none left for {split}. Leave "
-                    f"such classes out with a higher min_examples, or change held_out."
+                    f"The class {name!r} of stage {pool.name!r} has {len(rows)} {pool.kind}s and none left for "
+                    f"{split}. Leave such classes out with a higher min_examples, or change held_out."
                 )
     return {split: replace(pool, split=split, rows_by_class=rows) for split, rows in dealt.items()}
 

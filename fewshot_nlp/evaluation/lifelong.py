@@ -127,7 +127,7 @@ def draw_matrix(path: str | Path, result: AccuracyMatrix, title: str | None = No
     stages = [name.removeprefix(prefix) for name in result.stages] if shared else result.stages
     axes.set_xticks(range(count), stages, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count + 1), ["untrained", *stages])
-    axes.set_xlabel("stage that is tested, on held-out texts")
+    axes.set_xlabel("stage that is tested, on held-out examples")
     axes.set_ylabel("stage that was learned last")
     figure.colorbar(image, label="accuracy (% of queries)")
     set_heading(figure, title)

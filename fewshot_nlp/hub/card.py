@@ -267,6 +267,12 @@ def _limits(config: FewShotConfig, info: AdapterInfo, test: Mapping[str, Any]) -
     lines = [f"- Texts longer than {config.max_length} tokens are cut."] if info.kind == "text" else []
     if config.task == "classification":
         lines.append(f"- Every {info.kind} is given one of the classes of the examples, also where none of them fits.")
+    protocol = (info.results or {}).get("protocol") or {}
+    if config.batch_norm == "transductive" or protocol.get("transductive"):
+        lines.append(
+            f"- Transductive: the {info.kind}s of one call of `predict` are answered together, and the answer to one "
+            "depends on the others beside it."
+        )
     if test:
         lines.append("- The results hold for tasks of the shape above on that data; measure on your own before use.")
     else:

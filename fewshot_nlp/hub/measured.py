@@ -54,8 +54,8 @@ def results_section(info: AdapterInfo, test: Mapping[str, Any]) -> str:
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for shots, entry in test.items():
         others = [(entry.get("baselines") or {}).get(name) or {} for name in baselines]
-        own, best = _percent(entry, "accuracy"), [_number(each, "accuracy") for each in (entry, *others)]
-        row = [plain(shots), f"**{own}**" if best[0] == max(best) else own]
+        own = _percent(entry, "accuracy")
+        row = [plain(shots), f"**{own}**" if _is_best(entry, gains[shots]) else own]
         row += [_percent(_metrics(entry), "macro_f1")] * f1
         row += [_percent(each, "accuracy") + _fewer(each, entry) for each in others]
         rows.append(row)
@@ -97,6 +97,18 @@ def _gains(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Paired gains by baseline; results of one's own may know the one over prototypes alone."""
     one = entry.get("paired_gain")
     return entry.get("paired_gains") or ({"prototypes": one} if one else {})
+
+
+def _is_best(entry: Mapping[str, Any], gains: Mapping[str, Any]) -> bool:
+    """Whether no baseline was better on the episodes that it answered; of fewer than all, the paired gain tells."""
+    leads = [
+        _number(gains.get(name), "mean")
+        if _fewer(other, entry)
+        else _number(entry, "accuracy") - _number(other, "accuracy")
+        for name, other in (entry.get("baselines") or {}).items()
+    ]
+    # Below zero by rounding alone is not below.
+    return all(lead > -1e-9 for lead in leads)
 
 
 def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:

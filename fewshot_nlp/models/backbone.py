@@ -15,6 +15,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
     AttentionInterface,
     AutoConfig,
     AutoImageProcessor,
@@ -114,10 +115,14 @@ def reader(config: Any) -> Any:
 
 
 def _language_model(config: Any) -> Any:
-    """The kind of language model that a backbone was pre-trained as; ``AutoModel`` where it was none."""
+    """The kind of language model that a backbone was pre-trained as; ``None`` where it was none."""
+    whole = MODEL_MAPPING.get(type(config), None)
+    # Whisper's decoder goes on with a text, of a sound that it was not given.
+    if getattr(whole, "main_input_name", "input_ids") != "input_ids":
+        return None
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return AutoModelForMaskedLM
-    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 def _mute(name_or_path: str, why: str) -> ValueError:
@@ -212,7 +217,8 @@ def load_backbone(
         config = AutoConfig.from_pretrained(path, **options)
         scratch = isinstance(config, tuple(kind for kind, _ in SCRATCH.values()))
         attend = {} if scratch else {"attn_implementation": ATTENTION}
-        kind = _language_model(config) if speaks else reader(config)
+        voice = _language_model(config) if speaks else None
+        kind = voice or reader(config)
         try:
             module, missing = read_module(path, config, kind, **attend, **options)
         except KeyError:
@@ -221,14 +227,14 @@ def load_backbone(
     # Adapters record where their backbone came from: the public name, never a folder of this machine.
     module.name_or_path = name_or_path
     module.eval().requires_grad_(False)
-    if speaks and (kind is AutoModel or missing):
-        what = f"a {config.model_type}" + (", of which the encoder is read" if reader(config) is not AutoModel else "")
-        raise _mute(name_or_path, what if kind is AutoModel else f"{missing[0]!r} is missing")
     if not scratch:
-        check_reads(module, speaks)
-        if module.main_input_name == "input_ids" and not attends_as(module, "eager"):
-            # Of what this model tells its attention, ours does not know all.
-            module.set_attn_implementation("eager")
+        check_reads(module, voice is not None)
+    if speaks and (voice is None or missing):
+        what = f"a {config.model_type}" + (", of which the encoder is read" if kind is not AutoModel else "")
+        raise _mute(name_or_path, what if voice is None else f"{missing[0]!r} is missing")
+    if not scratch and module.main_input_name == "input_ids" and not attends_as(module, "eager"):
+        # Of what this model tells its attention, ours does not know all.
+        module.set_attn_implementation("eager")
     with _loading(name_or_path):
         processor = None if scratch else _processor(module, path, options)
     if getattr(processor, "pad_token_id", 0) is None:

@@ -25,6 +25,11 @@ class BatchStatistics(nn.BatchNorm2d):
         return found
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.numel() == input.shape[1]:
+            raise ValueError(
+                "One image has no statistics for a transductive batch norm, whose map is of 1 by 1 places there. Give "
+                "2 images or more at once, larger ones (image_size), or use batch_norm='inductive'."
+            )
         return batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 

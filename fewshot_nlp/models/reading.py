@@ -3,6 +3,7 @@ by giving it one, before any training."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from fewshot_nlp.models.positions import position_limit
 
 #: Tokens of the text that is tried, and of the padding. Some models take no shorter texts than four.
 TRIED, PADDING = 8, 4
+#: What models call a sound or an image.
+BESIDE = ("input_features", "input_values", "pixel_values")
 #: What may change in a text's states, in roundings of their norm, and is no difference.
 ROUNDINGS = 1000
 
@@ -104,7 +107,7 @@ def check_reads(module: Any, speaks: bool = False) -> None:
             return
     name, parts = module.name_or_path, _parts(module)
     why = first_line(fault).rstrip(".") if fault else "its configuration has no hidden_size"
-    remedy = "Use a backbone of texts alone, or of images alone"
+    remedy = "Use a backbone of texts alone, such as BERT, or of images alone, such as ViT"
     if parts:
         why = "it is made of several models"
         known = " or ".join(f"{place} ({type(part).__name__})" for place, part in parts.items())
@@ -114,6 +117,8 @@ def check_reads(module: Any, speaks: bool = False) -> None:
         )
     elif takes != "input_ids":
         why = f"it takes {takes}, and neither tokens nor pixels"
+    elif beside := next((each for each in BESIDE if each in inspect.signature(module.forward).parameters), None):
+        why = f"it takes {beside} beside tokens ({why})"
     elif module.config.is_encoder_decoder:
         why = f"its decoder must be told where to begin ({why})"
         remedy = (

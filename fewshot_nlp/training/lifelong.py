@@ -33,6 +33,7 @@ from fewshot_nlp.evaluation.lifelong import AccuracyMatrix
 from fewshot_nlp.training.accelerator import build_accelerator
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.trainer import FewShotTrainer, Sampler
+from fewshot_nlp.training.validation import check_target
 from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
 
 VARIANTS = ("naive", "replay", "ewc")
@@ -220,6 +221,7 @@ def learn_stream(
         ValueError: fewer than two stages; settings that a stream has no use for.
     """
     check_stream(args, lifelong, list(training))
+    check_target(learner, training.values())
     accelerator = accelerator or build_accelerator(args)
     say = tell if accelerator.is_main_process else lambda text: None
     names = list(training)

@@ -31,6 +31,7 @@ from fewshot_nlp.training.skipping import skip, stop_if_lost
 from fewshot_nlp.training.validation import (
     check_label_names,
     check_samplers,
+    check_target,
     check_unlabelled,
     check_validation,
     is_better,
@@ -112,6 +113,7 @@ class FewShotTrainer:
         check_validation(args, self.eval_specs, self.score)
         check_label_names(learner, reader)
         check_unlabelled(learner, reader)
+        check_target(learner, [train_sampler])
         model = getattr(learner, "model", None)
         if model is not None:
             model.to(self.accelerator.device)

@@ -54,6 +54,18 @@ def check_unlabelled(learner: Any, reader: Any) -> None:
         )
 
 
+def check_target(learner: Any, samplers: Iterable[Any]) -> None:
+    """Raise ``ValueError`` where a learner weighs tasks of a target of which ``samplers``, whose pools are known, draw
+    none."""
+    target = getattr(getattr(learner, "options", None), "target", None)
+    known = [name for sampler in samplers for name in getattr(sampler, "pools", ())]
+    if target is not None and known and target not in known:
+        raise ValueError(
+            f"learner_kwargs: target={target!r} is none of the data sets that training tasks are of, so that it would "
+            f"weigh nothing. Use one of: {', '.join(known)}."
+        )
+
+
 def score_of(learner: Any) -> str:
     """The name of what ``MetaGrad.accuracy`` holds; the accuracy where a learner does not say."""
     return getattr(getattr(learner, "config", None), "score", "accuracy")

@@ -41,7 +41,11 @@ def refused(tiny, tmp_path, capsys):
         (["--eval_n_out_of_scope", "99"], "Lower eval_n_out_of_scope."),
         (["--split_fractions", "0.8", "0.2", "0"], "The data set has no test classes"),
         (["--split_fractions", "0.5", "0.5"], "split_fractions=[0.5, 0.5] must be three fractions"),
-        (["--eval_k_shots", "0", "1"], "Set use_label_names, or leave 0 out"),
+        (["--eval_k_shots", "0", "1"], "Set use_label_names, without names_in_training_alone, or leave 0 out"),
+        (
+            ["--eval_k_shots", "0", "1", "--use_label_names", "true", "--names_in_training_alone", "true"],
+            "without names_in_training_alone",
+        ),
         (["--head", "verbalizer"], "Use head='linear' with head_init='names'"),
         (["--template", "{text} {mask}"], "read by head='verbalizer' alone"),
         (["--n_query", "50"], "too few examples"),

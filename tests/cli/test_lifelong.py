@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from fewshot_nlp.cli import lifelong
 from fewshot_nlp.cli.lifelong import main, parse_stream, prepare
 from fewshot_nlp.hub import FewShotAdapter, files
 from fewshot_nlp.training.interrupts import Interrupted
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_vit
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +124,45 @@ def test_bad_input_has_one_line_to_say(tiny):
         main([*tiny, "--replay_sise", "3"])
     with pytest.raises(SystemExit, match="error: num_stages=9 does not fit the 8 classes"):
         main([*tiny, "--num_stages", "9", "--eval_strategy", "no", "--save_strategy", "no"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--test_episodes", "0"], "test_episodes=0"),
+        (["--eval_k_shots", "0"], r"eval_k_shots=\[0\] has tasks without examples.*Set use_label_names"),
+        (["--learner", "domain_adversarial"], "learner='domain_adversarial' reads .* Use another learner"),
+        (["--task", "regression", "--head", "linear"], "task='regression' is not for this command"),
+        (
+            ["--learner", "joint", "--head", "linear", "--learner_kwargs", '{"target": "data"}'],
+            "target='data' is none of .*-1, .*-2",
+        ),
+    ],
+)
+def test_what_no_stream_can_do_is_said_before_it_is_learned(given, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        prepare(parse_stream(["--eval_k_shots", "1", *tiny, *given], ROOT / "recipes" / "lifelong.yaml"))
+
+
+def test_a_stream_of_images(tiny, tmp_path):
+    """Those that are held out are in no training split, in whatever files they are."""
+    for label in range(4):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        for i in range(6):
+            picture = Image.new("L", (16, 16), 60 * label)
+            picture.putpixel((i, i), 255)
+            picture.save(tmp_path / "pictures" / str(label) / f"{i}.png")
+            picture.save(tmp_path / "pictures" / str(label) / f"{i}.bmp")
+    images = ["--dataset_name", str(tmp_path / "pictures"), "--model_name_or_path", tiny_vit(tmp_path / "vit")]
+    images += ["--eval_k_shots", "1", "--max_steps", "1"]
+    stages = prepare(parse_stream([*tiny, *images], ROOT / "recipes" / "lifelong.yaml")).stages
+    keys = [{k for s in stages for rows in s.pools[split].rows_by_class.values() for k in s.pools[split].keys(rows)}
+            for split in ("train", "validation", "test")]  # fmt: skip
+    assert sum(map(len, keys)) == len(set().union(*keys)) == 24 and all(keys)
+    main([*tiny, *images], ROOT / "recipes" / "lifelong.yaml")
+    assert FewShotAdapter.from_pretrained(tmp_path / "out").info.kind == "image"
+    with pytest.raises(SystemExit, match="holds images, and the encoder takes texts"):
+        main([*tiny, *images[:2], "--output_dir", str(tmp_path / "other")], ROOT / "recipes" / "lifelong.yaml")
 
 
 @pytest.mark.parametrize("part", ["hold_out", "learn_stream"])

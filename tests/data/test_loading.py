@@ -161,6 +161,13 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_one_clear_error(monkeypatch, er
         ("a.parquet", b"no parquet", "cannot be read"),
         ("a.jsonl", b"\xff\xfe\x00", "cannot be read"),
         ("a.csv", b"text,label\n", "has no rows|cannot be read"),
+        ("a.csv", b"text;label\none;b\n", r"one column alone, text;label .* commas between columns"),
+        (
+            "a.csv",
+            b"text,label\none, two,b\nthree, four,c\n",
+            r"cannot be read: its rows have more cells than .* names",
+        ),
+        ("a.tsv", b"text,label\none,b\n", r"one column alone, text,label .* a tsv file with tabs"),
         ("a.csv", b"text,label\none,b\n,c\n", r"Row 1 has an empty text"),
         ("a.csv", b"text,label\none,b\ntwo,\n", r"Row 1 has no label"),
     ],

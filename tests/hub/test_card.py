@@ -79,6 +79,17 @@ def test_only_the_best_is_bold_and_fewer_episodes_are_said():
     assert "- baselines: fine\\_tuning (inner rule adam, inner steps 10)" in text
 
 
+@pytest.mark.parametrize(("gain", "bold"), [(-0.01, False), (0.02, True), (-6e-18, True)])
+def test_the_best_is_found_on_the_same_episodes(gain, bold):
+    """Fewer episodes may be easier ones: not means, but what is paired says which is better."""
+    tuned = {"accuracy": 0.95 if bold else 0.90, "ci95": 0.02, "episodes": 10}
+    known = RESULTS["test"]["1-shot"]
+    gains = {"prototypes": known["paired_gain"], "fine_tuning": {"mean": gain, "ci95": 0.01, "episodes": 10}}
+    entry = {**known, "baselines": {**known["baselines"], "fine_tuning": tuned}, "paired_gains": gains}
+    text = model_card(FewShotConfig(), info(results={"test": {"1-shot": entry}})).text
+    assert ("| **93.12 ± 0.41** |" in text) == bold
+
+
 def test_the_gain_over_every_baseline_is_shown():
     baselines = {
         name: {"accuracy": 0.9, "episodes": count} for name, count in (("prototypes", 600), ("fine_tuning", 9))
@@ -237,6 +248,14 @@ def test_unseen_classes_are_claimed_only_where_it_is_known(tested, claimed):
     results = {**RESULTS, "protocol": {"dataset": "home_intents", "classes": tested}}
     text = model_card(FewShotConfig(), info(results=results)).text
     assert ("on classes that were not seen in training" in text) is claimed
+
+
+@pytest.mark.parametrize(("settings", "protocol"), [({"batch_norm": "transductive"}, {}), ({}, {"transductive": True})])
+def test_answers_that_depend_on_one_another_are_said(settings, protocol):
+    assert "depends on the others" not in model_card(FewShotConfig(), info(results=RESULTS)).text
+    results = {**RESULTS, "protocol": {**RESULTS["protocol"], **protocol}}
+    text = model_card(FewShotConfig(**settings), info(results=results, kind="image")).text
+    assert "- Transductive: the images of one call of `predict` are answered together" in text
 
 
 def test_the_first_sentence_has_its_article():

@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     BartConfig,
     CanineConfig,
+    ClapConfig,
     CLIPTextConfig,
     ConvBertConfig,
     FNetConfig,
@@ -63,6 +64,14 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "nystromformer": NystromformerConfig(
         **LAYERS, num_attention_heads=2, max_position_embeddings=128, num_landmarks=4, segment_means_seq_len=4,
+    ),
+    "clap": ClapConfig(
+        text_config={**LAYERS, "num_attention_heads": 2},
+        audio_config={
+            "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2],
+            "spec_size": 32, "num_mel_bins": 8, "window_size": 2, "patch_stride": [4, 4],
+        },
+        projection_dim=8,
     ),
     "clip_text_model": CLIPTextConfig(**LAYERS, num_attention_heads=2, max_position_embeddings=128),
     "fnet": FNetConfig(**LAYERS),
@@ -125,6 +134,7 @@ def folders(tmp_path_factory):
         ("wav2vec2", r"\(Wav2Vec2Model\) makes no features .* it takes input_values, .* Use a backbone of texts alone"),
         ("whisper", r"\(WhisperModel\) makes no features .* it takes input_features, .* Use a backbone of texts alone"),
         ("vilt", r"\(ViltModel\) makes no features .* specify either pixel_values .* Use a backbone of texts alone"),
+        ("clap", r"\(ClapModel\) makes no features .* it takes input_features beside tokens .* such as BERT"),
         (
             "siglip",
             r"\(SiglipModel\) .* several models.* vision_model \(SiglipVisionModel\), .*\.vision_model\.save",
@@ -134,6 +144,15 @@ def folders(tmp_path_factory):
 def test_what_wants_more_than_a_text(folders, name, message, adapter):
     with pytest.raises(ValueError, match=message):
         FewShotModel.build(settings(folders(name), adapter))
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"), [("clap", "input_features"), ("wav2vec2", "input_values"), ("whisper", "input_features")]
+)
+def test_a_backbone_of_sounds_does_not_speak(folders, name, takes):
+    """Whisper's decoder is a causal language model to transformers; head='linear' would be refused as well."""
+    with pytest.raises(ValueError, match=f"makes no features .* it takes {takes}.* Use a backbone of texts alone"):
+        FewShotModel.build(settings(folders(name), "none", head="verbalizer", use_label_names=True))
 
 
 def test_the_tower_that_the_error_names_is_a_backbone(folders, tmp_path):

@@ -11,6 +11,8 @@ from transformers import AutoModel, CLIPModel, CvtConfig, CvtModel, ViTModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.textnet.image_processing_pil_textnet import TextNetImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fewshot_nlp.config import FewShotConfig
@@ -140,6 +142,7 @@ PROCESSORS = {
     "clip": CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20}),
     "convnext": ConvNextImageProcessorPil(size={"shortest_edge": 20}),
     "bit": BitImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 20, "width": 20}),
+    "efficientnet": EfficientNetImageProcessorPil(size={"height": 20, "width": 20}, image_std=[0.4, 0.5, 0.6]),
     "bare": ViTImageProcessorPil(size={"height": 20, "width": 20}, do_normalize=False, rescale_factor=1 / 128),
     "bytes": ViTImageProcessorPil(size={"height": 20, "width": 20}, do_normalize=False, do_rescale=False),
 }
@@ -157,6 +160,20 @@ def test_pixels_are_the_processors_own(processor):
     assert ProcessorEncoder(processor, size=12)(pictures)["pixel_values"].shape == (2, 3, 12, 12)
     grey = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8))
     assert torch.equal(*(encoder([each])["pixel_values"] for each in (grey, grey.convert("RGB"))))
+
+
+OTHER_PROCESSORS = {
+    "offset": EfficientNetImageProcessorPil(size={"height": 20, "width": 20}, rescale_offset=True),
+    "no square": TextNetImageProcessorPil(size={"shortest_edge": 20}),
+    "other channels": ViTImageProcessorPil(size={"height": 20, "width": 20}, image_mean=[0.5], image_std=[0.5, 1.0]),
+}
+
+
+@pytest.mark.parametrize("processor", OTHER_PROCESSORS.values(), ids=list(OTHER_PROCESSORS))
+def test_a_processor_that_does_something_else_is_refused(processor):
+    """Its images would be other ones than those that the backbone was trained on, without a word."""
+    with pytest.raises(ValueError, match=f"The image processor {type(processor).__name__} (does|cannot)"):
+        ProcessorEncoder(processor)
 
 
 class TestBatchNorm:
@@ -185,6 +202,14 @@ class TestBatchNorm:
         learner.adapt(params, batch)
         after = learner.model.module.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in after.items())
+
+    def test_one_image_in_one_place_has_no_statistics(self, vision):
+        """torch would say that more values are expected "when training"."""
+        model = model_of(vision["resnet"], batch_norm="transductive", image_size=8)
+        images = model.encoder()([Image.linear_gradient("L"), Image.radial_gradient("L")])
+        assert model.features({}, images).std(dim=0).max() > 0
+        with pytest.raises(ValueError, match=r"One image has no statistics .* Give 2 images or more"):
+            model.features({}, {name: value[:1] for name, value in images.items()})
 
     def test_the_choice_is_saved_with_the_adapter(self, vision, tmp_path):
         learner = build_learner(tiny_config(vision["resnet"], learner="protonet", batch_norm="transductive"))

@@ -11,7 +11,9 @@ from accelerate.tracking import GeneralTracker
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.learners.joint import JointOptions
 from fewshot_nlp.training import FewShotTrainer
+from fewshot_nlp.training.lifelong import LifelongArguments, learn_stream
 from fewshot_nlp.training.optimization import build_optimizer
 from tests.training.toy import ToyLearner, ToySampler, mean_gradient, toy_args, toy_reader, toy_trainer
 
@@ -385,6 +387,20 @@ def test_a_reader_that_leaves_out_the_names_a_learner_is_to_read_is_an_error(tmp
     reader.label_texts = "description"
     with pytest.raises(ValueError, match=r"label_texts='name', and the reader 'description'"):
         FewShotTrainer(learner, toy_args(tmp_path), ToySampler(), reader)
+
+
+def test_a_target_that_no_training_task_is_of_is_an_error(tmp_path):
+    """Its weight would be left out without a word."""
+    learner, sampler = ToyLearner(), ToySampler()
+    learner.options = JointOptions(target="bank")
+    FewShotTrainer(learner, toy_args(tmp_path), sampler, toy_reader)  # of what pools, nobody knows
+    sampler.pools = {"home": None, "banks": None}
+    with pytest.raises(ValueError, match=r"target='bank' is none .* Use one of: home, banks\."):
+        FewShotTrainer(learner, toy_args(tmp_path), sampler, toy_reader)
+    with pytest.raises(ValueError, match="target='bank'"):
+        learn_stream(learner, toy_args(tmp_path), LifelongArguments(), {"a": sampler, "b": sampler}, toy_reader, {})
+    sampler.pools["bank"] = None
+    FewShotTrainer(learner, toy_args(tmp_path), sampler, toy_reader)
 
 
 def test_validation_without_samplers_or_with_an_unknown_metric_is_an_error(tmp_path):

@@ -211,3 +211,12 @@ class Learner(Protocol):
         the same however the episodes are dealt to processes.
         """
         ...
+
+
+def check_learner(learner: Any) -> None:
+    """Raise ``TypeError`` where ``learner`` is something else, such as the adapter that holds one."""
+    if not isinstance(learner, Learner):
+        raise TypeError(
+            f"learner of type {type(learner).__name__} does not adapt and predict. Give a learner, which of an adapter "
+            f"is adapter.learner, with adapter.params."
+        )

@@ -341,6 +341,11 @@ def test_a_shared_adapter_comes_back_from_another_device(monkeypatch):
     assert moves == [torch.device("cpu")]
 
 
+def test_clones_share_an_adapter_that_was_given():
+    shared = adapter()
+    assert clone(FewShotClassifier(shared, device="cpu")).adapter is shared
+
+
 def test_another_adapter_is_loaded_anew(backbone, tmp_path):
     classifier = FewShotClassifier(model_name_or_path=backbone, device="cpu").fit(TEXTS, TOPICS)
     first = classifier.learner_

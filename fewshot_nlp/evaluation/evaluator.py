@@ -18,7 +18,7 @@ from fewshot_nlp.learners import BaseLearner
 from fewshot_nlp.learners.scheduling import ScheduledLearner
 from fewshot_nlp.learners.stacking import stacks
 from fewshot_nlp.learners.workers import side_by_side, workers_for
-from fewshot_nlp.types import Batch, Episode, EpisodeSpec, Learner, Params
+from fewshot_nlp.types import Batch, Episode, EpisodeSpec, Learner, Params, check_learner
 
 #: Episodes that may be answered in one stack.
 AT_ONCE = 16
@@ -51,7 +51,9 @@ def evaluate(
     Raises:
         ValueError: no episodes, or an endless sampler of them; an impossible shard, an unknown metric, logits of a
             wrong shape, or an episode without in-scope queries.
+        TypeError: something else than a learner.
     """
+    check_learner(learner)
     rank, world_size = shard
     if not 0 <= rank < world_size:
         raise ValueError(f"shard={shard} must be (rank, world size) with a rank from 0 to world size - 1.")

@@ -83,6 +83,10 @@ class FewShotAdapter:
         """Settings of the learner."""
         return self.learner.config
 
+    def __sklearn_clone__(self) -> FewShotAdapter:
+        """Itself: nothing is ever fitted in it, and a backbone is large."""
+        return self
+
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
     ) -> CommitInfo | None:

@@ -40,7 +40,7 @@ from fewshot_nlp.training.validation import (
     score_of,
     validation_metrics,
 )
-from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params
+from fewshot_nlp.types import Episode, EpisodeSpec, Learner, MetaGrad, Params, check_learner
 
 
 class Sampler(Protocol):
@@ -84,6 +84,7 @@ class FewShotTrainer:
     Raises:
         ValueError: settings that do not fit the samplers.
         ImportError: a tracker in ``args.report_to`` that is not installed.
+        TypeError: something else than a learner.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class FewShotTrainer:
         accelerator: Accelerator | None = None,
         params: Params | None = None,
     ) -> None:
+        check_learner(learner)
         if not isinstance(args, FewShotTrainingArguments):
             raise ValueError(
                 f"args of type {type(args).__name__} must be FewShotTrainingArguments, which has transformers' names "

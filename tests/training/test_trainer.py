@@ -11,10 +11,14 @@ from accelerate.tracking import GeneralTracker
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.evaluation import evaluate
+from fewshot_nlp.hub import FewShotAdapter
+from fewshot_nlp.learners import build_learner
 from fewshot_nlp.learners.joint import JointOptions
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.training.lifelong import LifelongArguments, learn_stream
 from fewshot_nlp.training.optimization import build_optimizer
+from tests.tiny import tiny_config
 from tests.training.toy import ToyLearner, ToySampler, mean_gradient, toy_args, toy_reader, toy_trainer
 
 SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
@@ -432,6 +436,15 @@ def test_what_does_not_fit_is_named_before_training(tmp_path, given, message):
     whole["args"] = whole["args"](str(tmp_path))
     with pytest.raises(ValueError, match=message):
         FewShotTrainer(ToyLearner(), reader=toy_reader, **whole)
+
+
+def test_an_adapter_is_no_learner(tmp_path, bert_folder):
+    learner = build_learner(tiny_config(bert_folder))
+    adapter = FewShotAdapter(learner, learner.init_params())
+    with pytest.raises(TypeError, match=r"FewShotAdapter does not adapt and predict. Give .* adapter\.learner"):
+        FewShotTrainer(adapter, toy_args(tmp_path), ToySampler(), toy_reader)
+    with pytest.raises(TypeError, match=r"Give a learner, which of an adapter is adapter\.learner"):
+        evaluate(adapter, adapter.params, [ToySampler()[0]], toy_reader)
 
 
 def test_learner_is_never_handed_tensors_with_a_graph(tmp_path):

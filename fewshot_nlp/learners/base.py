@@ -18,7 +18,7 @@ from fewshot_nlp.checks import from_mapping
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
-from fewshot_nlp.functional.outer import drawing, leaves
+from fewshot_nlp.functional.outer import drawing, gradient, leaves
 from fewshot_nlp.learners import centring, metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
@@ -301,7 +301,7 @@ class BaseLearner(ABC):
             part = self._episode_grad({**params, **{name: value.detach() for name, value in told.items()}}, known)
             if told:
                 pulls = [part.grads[name] for name in told]
-                drawn = torch.autograd.grad(list(told.values()), list(theta.values()), pulls, materialize_grads=True)
+                drawn = gradient(list(told.values()), list(theta.values()), pulls)
                 direct = {name: grad for name, grad in part.grads.items() if name not in told}
                 part.grads = {
                     n: more + direct[n] if n in direct else more for n, more in zip(theta, drawn, strict=True)
@@ -312,7 +312,7 @@ class BaseLearner(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             theta = leaves(params)
             loss, logits = self._objective(theta, episode)
-            grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+            grads = gradient(loss, list(theta.values()))
         return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
 
     def _objective(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,6 +61,15 @@ def casting_anew() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+#: Not in the modules, as a lock can be neither copied nor pickled.
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
+def turn(module: nn.Module) -> RLock:
+    """What a thread holds while it calls ``module``, which holds the parameters that it is called with meanwhile."""
+    return _turns.setdefault(module, RLock())
 
 
 _tied: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -189,10 +189,12 @@ class BaseLearner(ABC):
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         known = self._known(support)
-        with torch.inference_mode(False), torch.no_grad():
-            told = self._told(params, support.recordable())
-        # What queries are asked about is known from the support set alone.
-        return {**told, **self._adapted({**params, **told}, known), **known.names_asked}
+        # Gradient checkpointing calls the module in the backward pass, too.
+        with self.model.turn:
+            with torch.inference_mode(False), torch.no_grad():
+                told = self._told(params, support.recordable())
+            # What queries are asked about is known from the support set alone.
+            return {**told, **self._adapted({**params, **told}, known), **known.names_asked}
 
     def _told(self, params: Params, support: Batch) -> dict[str, Tensor]:
         """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
@@ -270,6 +272,10 @@ class BaseLearner(ABC):
     @torch.inference_mode(False)
     def twin(self) -> Self:
         """The same learner for another thread: its modules are its own, and all that they hold is shared."""
+        with self.model.turn:
+            return self._twin()
+
+    def _twin(self) -> Self:
         twin = object.__new__(type(self))
         # A rule may be made of the learner's own methods.
         memo: dict[int, Any] = {id(self): twin, **{id(each): each for each in [*self.model.shared, self.config]}}

@@ -6,16 +6,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot_nlp.config import DEFAULT_BACKBONE, FewShotConfig
 from fewshot_nlp.data.columns import has_words, readable
@@ -30,12 +28,8 @@ from fewshot_nlp.data.examples import (
     listed,
 )
 from fewshot_nlp.hub.adapter import FewShotAdapter
-from fewshot_nlp.learners import BaseLearner, build_learner
+from fewshot_nlp.learners import build_learner
 from fewshot_nlp.types import Batch
-
-#: A backbone that is called with other parameters holds them meanwhile, and classifiers may share one: their threads
-#: take turns. Not in the classifier, as a lock can be neither copied nor pickled.
-_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -176,7 +170,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_examples(examples, encoder.kind)
         if encoder.kind != "text":
             check_each_has_one(classes, labels, encoder.kind)
-        with _turn(learner):
+        with learner.model.turn:
             learner.model.to(device)
             params = {name: tensor.to(device) for name, tensor in adapter.params.items()}
             reads_names = encoder.kind == "text" and (learner.config.tells_names or known is not None)
@@ -191,7 +185,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Iterable[Any]) -> np.ndarray:
         """The most probable label of each text or image, ``[n]``; see ``predict_proba``."""
         check_is_fitted(self)
-        with _turn(self.learner_):
+        with self.learner_.model.turn:
             return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
@@ -207,7 +201,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         examples = listed(X)
-        with _turn(self.learner_):
+        with self.learner_.model.turn:
             check_examples(examples, self._encoder.kind)
             # Another classifier, on the same adapter, may have been fitted elsewhere.
             self.learner_.model.to(self._device)
@@ -306,11 +300,6 @@ def _untrained(model_name_or_path: str, revision: str | None) -> FewShotAdapter:
     )
     learner = build_learner(config)
     return FewShotAdapter(learner, learner.init_params())
-
-
-def _turn(learner: BaseLearner) -> RLock:
-    """What a thread holds while it calls ``learner``."""
-    return _turns.setdefault(learner.model.module, RLock())
 
 
 def _check_batch_size(batch_size: Any) -> int:

@@ -57,6 +57,8 @@ def announce(
     shots += "-shot, class names are known" if config.tells_names else "-shot"
     processes = accelerator.num_processes
     where = f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''}"
+    # A launcher may have said so, too.
+    where += f", {accelerator.mixed_precision}" if accelerator.mixed_precision != "no" else ""
     together = args.meta_batch_size / processes
     gradient = ""
     if isinstance(learner, GradientLearner):

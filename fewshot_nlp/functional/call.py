@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,7 +36,7 @@ def call(module: nn.Module, names: tuple[str, ...], params: Params, **inputs: An
     the backward pass is computed with ``params`` again; a module that checkpoints itself in another way raises.
     """
     check_names(params, set(names))
-    with _checkpointing(module, params), ClosedForms():
+    with _checkpointing(module, params), ClosedForms(), casting_anew():
         return torch.func.functional_call(module, dict(params), kwargs=inputs, tie_weights=_is_tied(module))
 
 
@@ -43,8 +44,32 @@ def run(module: nn.Module, names: tuple[str, ...], params: Params, function: Cal
     """``function()``, which calls ``module`` or its parts as it likes, under the same terms as ``call``."""
     check_names(params, set(names))
     values = {f"module.{name}": value for name, value in params.items()}
-    with _checkpointing(module, params), ClosedForms():
+    with _checkpointing(module, params), ClosedForms(), casting_anew():
         return torch.func.functional_call(_Within(module), values, (function, ()))
+
+
+@contextmanager
+def casting_anew() -> Iterator[None]:
+    """A block in which autocast keeps no weight that it has cast.
+
+    What it keeps of a leaf stays until autocast ends, with the leaf itself: inner loops make leaves in every step, and
+    an evaluation would keep those of all its episodes.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+#: Not in the modules, as a lock can be neither copied nor pickled.
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
+def turn(module: nn.Module) -> RLock:
+    """What a thread holds while it calls ``module``, which holds the parameters that it is called with meanwhile."""
+    return _turns.setdefault(module, RLock())
 
 
 _tied: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

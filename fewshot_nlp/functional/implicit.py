@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewshot_nlp.functional.outer import Outcome, leaves
+from fewshot_nlp.functional.outer import Outcome, gradient, leaves
 from fewshot_nlp.types import Params
 
 Fast = dict[str, Tensor]
@@ -33,20 +33,22 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], vector: Tensor, step
     Hestenes and Stiefel 1952. Ends after ``steps``, at a residual of ``tolerance`` times ``vector``, or where ``A``
     shows a direction that is not positive, with what was found until then.
     """
-    x, residual = torch.zeros_like(vector), vector.clone()
-    direction, square = residual, residual @ residual
-    limit = tolerance**2 * square
-    for _ in range(steps):
-        if square <= limit:
-            break
-        image = product(direction)
-        curvature = direction @ image
-        if curvature <= 0:
-            break
-        step = square / curvature
-        x, residual = x + step * direction, residual - step * image
-        before, square = square, residual @ residual
-        direction = residual + (square / before) * direction
+    # Rounded by autocast, its scalar products send it astray.
+    with torch.autocast(vector.device.type, enabled=False):
+        x, residual = torch.zeros_like(vector), vector.clone()
+        direction, square = residual, residual @ residual
+        limit = tolerance**2 * square
+        for _ in range(steps):
+            if square <= limit:
+                break
+            image = product(direction)
+            curvature = direction @ image
+            if curvature <= 0:
+                break
+            step = square / curvature
+            x, residual = x + step * direction, residual - step * image
+            before, square = square, residual @ residual
+            direction = residual + (square / before) * direction
     return x
 
 
@@ -79,7 +81,7 @@ def implicit_gradient(
         phi, still = ({n: v for n, v in fast.items() if (n in moving) == moves} for moves in (True, False))
         value, extra = loss(theta, fast)
         sources = [*phi.values(), *theta.values(), *still.values()]
-        direct = torch.autograd.grad(value, sources, materialize_grads=True)
+        direct = gradient(value, sources)
 
         # One graph of the inner gradient serves every product with the Hessian.
         sizes = [tensor.numel() for tensor in phi.values()]
@@ -91,21 +93,17 @@ def implicit_gradient(
             return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
         slopes = slope(theta, fast)
-        gradient = [slopes[name] for name in phi]
+        slope_of_phi = [slopes[name] for name in phi]
 
         def product(vector: Tensor) -> Tensor:
-            image = torch.autograd.grad(
-                gradient, [*phi.values()], shaped(vector), retain_graph=True, materialize_grads=True
-            )
+            image = gradient(slope_of_phi, [*phi.values()], shaped(vector), retain_graph=True)
             return flat(image) + proximal * vector
 
         solution = conjugate_gradient(product, flat(direct[: len(phi)]), steps, tolerance)
-        through = torch.autograd.grad(gradient, sources[len(phi) :], shaped(solution), materialize_grads=True)
+        through = gradient(slope_of_phi, sources[len(phi) :], shaped(solution))
         own = [seen - less for seen, less in zip(direct[len(phi) :], through, strict=True)]
         first = start(theta)
         pulls = [*shaped(proximal * solution), *own[len(theta) :]]
-        back = torch.autograd.grad(
-            [first[name] for name in (*phi, *still)], [*theta.values()], pulls, materialize_grads=True
-        )
+        back = gradient([first[name] for name in (*phi, *still)], [*theta.values()], pulls)
         grads = {name: value + by_start for name, value, by_start in zip(theta, own, back, strict=False)}
     return Outcome(grads, value.detach(), extra.detach())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewshot_nlp.functional.call import turn
 from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.types import Params
 
@@ -38,7 +39,12 @@ class Networks:
         }
 
     def __call__(self, name: str, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """What the module ``name`` answers to the arguments under the ``learner.`` entries of ``params``."""
+        """What the module ``name`` answers to the arguments under the ``learner.`` entries of ``params``.
+
+        Without autocast, which is for the backbone: what such a module writes are weights, gates and scores, for which
+        the eight bits of bfloat16 are too few.
+        """
         module = self.modules[name]
         own = {key: params[f"{PREFIX}{name}.{key}"] for key, _ in module.named_parameters()}
-        return torch.func.functional_call(module, own, args, kwargs)
+        with turn(module), torch.autocast(next(iter(own.values())).device.type, enabled=False):
+            return torch.func.functional_call(module, own, args, kwargs)

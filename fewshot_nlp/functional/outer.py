@@ -86,6 +86,18 @@ def leaves(params: Params) -> dict[str, Tensor]:
     return {name: leaf(value) for name, value in params.items()}
 
 
+def gradient(
+    outputs: Tensor | Sequence[Tensor], sources: Sequence[Tensor], pulls: Any = None, **options: Any
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` outside of autocast, under which the backward pass would round to half precision what the
+    forward pass did not: sums whose terms cancel lose most of their digits there.
+
+    What does not depend on a source gives it a gradient of zero.
+    """
+    with torch.autocast(sources[0].device.type, enabled=False):
+        return torch.autograd.grad(outputs, sources, pulls, materialize_grads=True, **options)
+
+
 def adapt(links: Sequence[Link], params: Params, carry: Carry | None = None) -> Carry:
     """The carry after ``links``, from ``carry`` where the first of them is not the start, without a graph."""
     with torch.inference_mode(False), torch.enable_grad():
@@ -163,7 +175,7 @@ def _pullback(reached: list[tuple[Tensor, Tensor]], sources: list[Tensor]) -> li
     if not reached:
         return [torch.zeros_like(source) for source in sources]
     outputs, vectors = zip(*reached, strict=True)
-    return list(torch.autograd.grad(outputs, sources, vectors, materialize_grads=True))
+    return list(gradient(outputs, sources, vectors))
 
 
 def _seeded(function: Callable[..., Any], params: Params, seed: int) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from fewshot_nlp.checks import from_mapping
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.call import check_names
 from fewshot_nlp.functional.networks import Networks
-from fewshot_nlp.functional.outer import drawing, leaves
+from fewshot_nlp.functional.outer import drawing, gradient, leaves
 from fewshot_nlp.learners import centring, metadata
 from fewshot_nlp.models.cache import FixedModel
 from fewshot_nlp.models.heads import Head, build_head
@@ -189,10 +189,12 @@ class BaseLearner(ABC):
     def adapt(self, params: Params, support: Batch) -> State:
         check_names(params, self.names)
         known = self._known(support)
-        with torch.inference_mode(False), torch.no_grad():
-            told = self._told(params, support.recordable())
-        # What queries are asked about is known from the support set alone.
-        return {**told, **self._adapted({**params, **told}, known), **known.names_asked}
+        # Gradient checkpointing calls the module in the backward pass, too.
+        with self.model.turn:
+            with torch.inference_mode(False), torch.no_grad():
+                told = self._told(params, support.recordable())
+            # What queries are asked about is known from the support set alone.
+            return {**told, **self._adapted({**params, **told}, known), **known.names_asked}
 
     def _told(self, params: Params, support: Batch) -> dict[str, Tensor]:
         """The meta-parameters that the names of a task's classes change, at its start; a function of ``params``."""
@@ -270,6 +272,10 @@ class BaseLearner(ABC):
     @torch.inference_mode(False)
     def twin(self) -> Self:
         """The same learner for another thread: its modules are its own, and all that they hold is shared."""
+        with self.model.turn:
+            return self._twin()
+
+    def _twin(self) -> Self:
         twin = object.__new__(type(self))
         # A rule may be made of the learner's own methods.
         memo: dict[int, Any] = {id(self): twin, **{id(each): each for each in [*self.model.shared, self.config]}}
@@ -301,7 +307,7 @@ class BaseLearner(ABC):
             part = self._episode_grad({**params, **{name: value.detach() for name, value in told.items()}}, known)
             if told:
                 pulls = [part.grads[name] for name in told]
-                drawn = torch.autograd.grad(list(told.values()), list(theta.values()), pulls, materialize_grads=True)
+                drawn = gradient(list(told.values()), list(theta.values()), pulls)
                 direct = {name: grad for name, grad in part.grads.items() if name not in told}
                 part.grads = {
                     n: more + direct[n] if n in direct else more for n, more in zip(theta, drawn, strict=True)
@@ -312,7 +318,7 @@ class BaseLearner(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             theta = leaves(params)
             loss, logits = self._objective(theta, episode)
-            grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+            grads = gradient(loss, list(theta.values()))
         return self._part(dict(zip(theta, grads, strict=True)), logits.detach(), episode.query.labels)
 
     def _objective(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:

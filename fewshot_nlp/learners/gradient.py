@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.functional.networks import PREFIX as NETWORKS
-from fewshot_nlp.functional.outer import Carry, Link, adapt, leaves
+from fewshot_nlp.functional.outer import Carry, Link, adapt, gradient, leaves
 from fewshot_nlp.functional.rules import Point, Slots, Updates, build_rule
 from fewshot_nlp.learners.estimators import ESTIMATORS
 from fewshot_nlp.learners.scheduling import ScheduledLearner
@@ -223,13 +223,13 @@ class GradientLearner(ScheduledLearner):
         loss = losses.sum()
         body = {name: value for name, value in fast.items() if not name.startswith(HEAD)}
         own = {name: value for name, value in fast.items() if name not in body}
-        options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True, "materialize_grads": True}
+        options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
         if not body or blind:
-            grads = [*map(torch.zeros_like, body.values()), *torch.autograd.grad(loss, [*own.values()], **options)]
+            grads = [*map(torch.zeros_like, body.values()), *gradient(loss, [*own.values()], **options)]
         else:
-            pull, *of_head = torch.autograd.grad(loss, [seen, *own.values()], **options)
+            pull, *of_head = gradient(loss, [seen, *own.values()], **options)
             # Back through the backbone: the vector-Jacobian product of the features with the head's pull.
-            grads = [*torch.autograd.grad(features, [*body.values()], grad_outputs=pull, **options), *of_head]
+            grads = [*gradient(features, [*body.values()], pull, **options), *of_head]
         return dict(zip([*body, *own], grads, strict=True)), losses
 
     def _adapt(self, params: Params, support: Batch) -> State:

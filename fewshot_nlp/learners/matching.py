@@ -32,7 +32,7 @@ from torch.nn.functional import one_hot
 
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.models.heads import WEIGHT, full_precision
+from fewshot_nlp.models.heads import WEIGHT
 from fewshot_nlp.types import Batch, Params, State
 
 MEMORY = "support.features"
@@ -77,8 +77,7 @@ class QueryContext(nn.Module):
     def forward(self, features: Tensor, memory: Tensor) -> Tensor:
         hidden, cell = features, torch.zeros_like(features)
         for _ in range(self.steps):
-            with full_precision(features):
-                read = (hidden @ memory.T).softmax(dim=-1) @ memory
+            read = (hidden @ memory.T).softmax(dim=-1) @ memory
             output, cell = self.cell(torch.cat([features, read], dim=-1), (hidden, cell))
             hidden = output + features
         return hidden

@@ -36,7 +36,7 @@ from torch.nn.functional import normalize, one_hot
 
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.models.heads import WEIGHT, class_means
+from fewshot_nlp.models.heads import WEIGHT, class_means, full_precision
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, MetaGrad, Params, State
 
 MEANS = "memory.means"
@@ -157,7 +157,8 @@ class Memory(BaseLearner):
         classes = _numbers(episode.spec).to(memory[CLASSES])
         # Empty entries have the number 0, which no class has.
         same = (classes[:, None] == memory[CLASSES]).to(means.dtype)
-        old, rate = same @ memory[MEANS], self.options.rate
+        with full_precision(means):
+            old, rate = same @ memory[MEANS], self.options.rate
         means = torch.where(same.any(dim=1, keepdim=True), torch.lerp(old, means, rate), means)
         new = {MEANS: means, TASKS: task.expand(n_way, -1), CLASSES: classes}
         left = ~same.any(dim=0)

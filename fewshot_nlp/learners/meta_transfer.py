@@ -101,7 +101,8 @@ class MetaTransfer(GradientLearner):
         return found
 
     def _modulated(self, params: Params) -> dict[str, Tensor]:
-        return self.networks("modulation", params, self._frozen())
+        with self.model.turn:
+            return self.networks("modulation", params, self._frozen())
 
     def bare_features(self, params: Params, inputs: dict[str, Tensor]) -> Tensor:
         # What is fixed has them in it.

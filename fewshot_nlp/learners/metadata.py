@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fewshot_nlp.models.heads import full_precision
 from fewshot_nlp.types import Params
 
 PREFIX = "film."
@@ -31,7 +32,8 @@ def init_params(size: int) -> dict[str, Tensor]:
 def start(params: Params, names: Tensor) -> dict[str, Tensor]:
     """Scale and shift of a task, ``[size]`` each, from the features ``[n_way, size]`` of its classes' names."""
     description = normalize(names, dim=-1).mean(dim=0)
-    return {name: params[name] + params[f"{name}_by_names"] @ description for name in (SCALE, SHIFT)}
+    with full_precision(names):
+        return {name: params[name] + params[f"{name}_by_names"] @ description for name in (SCALE, SHIFT)}
 
 
 def modulate(params: Params, features: Tensor) -> Tensor:

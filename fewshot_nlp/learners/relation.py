@@ -26,7 +26,7 @@ from torch.nn.functional import one_hot, rms_norm
 
 from fewshot_nlp.checks import at_least, choice
 from fewshot_nlp.learners.protonet import ProtoNet
-from fewshot_nlp.models.heads import SCALE, WEIGHT, full_precision
+from fewshot_nlp.models.heads import SCALE, WEIGHT
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Params, State
 
 
@@ -85,8 +85,7 @@ class Relation(ProtoNet):
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         features = self.features({**params, **state}, query.inputs)
-        with full_precision(features):
-            scores = params[SCALE].exp() * self.networks("relation", params, state[WEIGHT], features)
+        scores = params[SCALE].exp() * self.networks("relation", params, state[WEIGHT], features)
         return scores + self.head.logits(params, state, features) if self.options.residual else scores
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

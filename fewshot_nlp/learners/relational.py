@@ -30,7 +30,7 @@ from torch.nn.functional import one_hot, pad, rms_norm, silu
 from fewshot_nlp.checks import at_least
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.matching import MEMBER, MEMORY
-from fewshot_nlp.models.heads import SCALE, full_precision
+from fewshot_nlp.models.heads import SCALE
 from fewshot_nlp.types import Batch, Params, State
 
 #: Kinds of edges.
@@ -111,8 +111,7 @@ class Relational(BaseLearner):
 
     def predict(self, params: Params, state: State, query: Batch) -> Tensor:
         features = self.features({**params, **state}, query.inputs)
-        with full_precision(features):
-            scores = self.networks("graph", params, state[MEMORY], state[MEMBER], features)
+        scores = self.networks("graph", params, state[MEMORY], state[MEMBER], features)
         return self.head.logits(params, state, features) + params[SCALE].exp() * scores
 
 

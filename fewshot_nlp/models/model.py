@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, wraps
+from threading import RLock
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.encode import Encoder, TextEncoder
 from fewshot_nlp.data.images import ImageEncoder, ProcessorEncoder
 from fewshot_nlp.data.templates import TemplateEncoder
-from fewshot_nlp.functional.call import call, run, trainable
+from fewshot_nlp.functional.call import call, run, trainable, turn
 from fewshot_nlp.functional.half import HalfFrozen
 from fewshot_nlp.functional.trunk import find_trunk, widened
 from fewshot_nlp.functional.twice import ClosedForms
@@ -44,6 +45,20 @@ NAME_TOKENS = 4
 SHORTEST = 4
 #: What is left to a prompt and a name, where a model looks back so far and no farther.
 LONGEST_NAME = 32
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def in_turn(method: Method) -> Method:
+    """A method of a model during which no other thread uses its module."""
+
+    @wraps(method)
+    def alone(self: FewShotModel, *args: Any, **kwargs: Any) -> Any:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, alone)
 
 
 class FewShotModel:
@@ -113,6 +128,11 @@ class FewShotModel:
                     f"{max(window - LONGEST_NAME, 0)}, or head='linear'."
                 )
         return model
+
+    @property
+    def turn(self) -> RLock:
+        """What a thread holds while it uses the module."""
+        return turn(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +215,7 @@ class FewShotModel:
         ids = torch.full((count, tokens), token, device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    @in_turn
     def twin(self) -> FewShotModel:
         """The same model for another thread: the module is its own, and all that it holds is shared."""
         return copy.deepcopy(self, {id(each): each for each in self.shared})
@@ -205,16 +226,19 @@ class FewShotModel:
         shared: list[Any] = [*self.module.parameters(), *self.module.buffers(), self.tokenizer, self.config, self._half]
         return shared + ([self.trunk.known, self.trunk.top] if self.trunk else [])
 
+    @in_turn
     def to(self, device: torch.device | str) -> FewShotModel:
         """Move the module in place."""
         self.module.to(device)
         return self
 
+    @in_turn
     def init_params(self) -> dict[str, Tensor]:
         """Copies of the trained tensors' own values, by name with the prefix ``model.``."""
         own = dict(self.module.named_parameters())
         return {PREFIX + name: own[name].detach().clone() for name in self.trainable}
 
+    @in_turn
     def features(self, params: Params, inputs: dict[str, Tensor], frozen: Params = MappingProxyType({})) -> Tensor:
         """Pooled features ``[n, hidden_size]`` under the ``model.`` entries of ``params``; of texts that are asked
         about names, their scores ``[n, n_way]``.
@@ -260,6 +284,7 @@ class FewShotModel:
                 "'lora'."
             )
 
+    @in_turn
     def read_ahead(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Run the trunk, if there is one, for what it does not know of ``inputs`` yet; what it hands on."""
         if self.trunk is None or self.voice is not None or self.training:
@@ -282,13 +307,15 @@ class FewShotModel:
     @contextmanager
     def of_tasks(self) -> Iterator[None]:
         """A block in which ``features`` are of one task of a stack, whose numbers cannot be looked at."""
-        before, self._of_tasks = self._of_tasks, True
-        try:
-            with ClosedForms(hidden=True):
-                yield
-        finally:
-            self._of_tasks = before
+        with self.turn:
+            before, self._of_tasks = self._of_tasks, True
+            try:
+                with ClosedForms(hidden=True):
+                    yield
+            finally:
+                self._of_tasks = before
 
+    @in_turn
     @torch.no_grad()
     def frozen_features(self, inputs: dict[str, Tensor]) -> Tensor:
         """Pooled features ``[n, hidden_size]`` of the backbone without its adapter."""
@@ -337,13 +364,14 @@ class FewShotModel:
     @contextmanager
     def frozen_in(self, dtype: str) -> Iterator[None]:
         """A block in which products with frozen matrices are in ``"float32"`` or ``"bfloat16"``."""
-        before, self._frozen_dtype = self._frozen_dtype, dtype
-        try:
-            # One within another of the same is one.
-            with self._half if dtype == "bfloat16" != before else nullcontext():
-                yield
-        finally:
-            self._frozen_dtype = before
+        with self.turn:
+            before, self._frozen_dtype = self._frozen_dtype, dtype
+            try:
+                # One within another of the same is one.
+                with self._half if dtype == "bfloat16" != before else nullcontext():
+                    yield
+            finally:
+                self._frozen_dtype = before
 
     @cached_property
     def _packs(self) -> bool:
@@ -387,9 +415,10 @@ class FewShotModel:
     @contextmanager
     def holding(self, params: Params) -> Iterator[nn.Module]:
         """The module with ``params`` written into it, for code that must read a real module, such as a saver."""
-        own = self.init_params()
-        self.load_params(params)
-        try:
-            yield self.module
-        finally:
-            self.load_params(own)
+        with self.turn:
+            own = self.init_params()
+            self.load_params(params)
+            try:
+                yield self.module
+            finally:
+                self.load_params(own)

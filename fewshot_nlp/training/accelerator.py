@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,12 +28,13 @@ def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
 
     Raises:
         ValueError: an unknown tracker; fp16: learners take gradients themselves, where no loss scaler reaches; FSDP,
-            DeepSpeed and their like; a launcher whose processes do not find one another; another precision than that
-            of an earlier Accelerator of the process, which Accelerate cannot change.
+            DeepSpeed and their like; a compiler; a launcher whose processes do not find one another; another precision
+            than that of an earlier Accelerator of the process, which Accelerate cannot change.
         ImportError: a tracker whose package is not installed.
     """
     check_trackers(args.trackers)
     check_not_sharded()
+    check_not_compiled()
     # Not left open: where the process has an Accelerator already, the precision of that one would hold unasked.
     precision = "bf16" if args.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     accelerator = Accelerator(
@@ -49,17 +51,48 @@ def build_accelerator(args: FewShotTrainingArguments) -> Accelerator:
             f"The launcher started {started} processes (WORLD_SIZE), and Accelerate knows of "
             f"{accelerator.num_processes}: each would train alone. Start them with torchrun --nproc_per_node {started}."
         )
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise ValueError(
-            f"mixed_precision={accelerator.mixed_precision!r} needs loss scaling, which does not reach meta-gradients. "
-            "Use bf16, or no mixed precision."
+    alone = accelerator.num_processes == 1
+    # For processes on a CPU `accelerate launch` says where they would meet, and starts one of them.
+    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ and alone:
+        warnings.warn(
+            f"accelerate launch was told of several processes (MASTER_ADDR={os.environ['MASTER_ADDR']}), and without "
+            f"GPUs starts this one alone: the result is the same, and takes longer. Start them with torchrun "
+            f"--nproc_per_node N, or unset MASTER_ADDR.",
+            stacklevel=2,
         )
+    check_precision(accelerator, args)
     if accelerator.device.type == "cpu":
         # Launchers give each process one thread unless told otherwise, which leaves cores idle.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(args.cpu_threads or max(1, cores // local))
     return accelerator
+
+
+def check_precision(accelerator: Accelerator, args: FewShotTrainingArguments) -> None:
+    """Raise ``ValueError`` where ``accelerator`` computes in what no gradient survives, or otherwise than ``args``
+    say."""
+    found = accelerator.mixed_precision
+    if found not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision={found!r} needs loss scaling, which does not reach meta-gradients. Use bf16, or no mixed "
+            f"precision."
+        )
+    if args.bf16 and found != "bf16":
+        raise ValueError(
+            f"bf16 is set, and the accelerator that was given has mixed_precision={found!r}, which would hold. Make it "
+            f"with mixed_precision='bf16', or leave one of the two out."
+        )
+
+
+def check_not_compiled() -> None:
+    """Raise ``ValueError`` where the launcher asked for a compiler, which would change nothing."""
+    backend = (os.environ.get("ACCELERATE_DYNAMO_BACKEND") or "no").lower()
+    if backend != "no":
+        raise ValueError(
+            f"dynamo_backend={backend!r} would change nothing: Accelerate compiles models that it prepares, and "
+            f"a learner calls its own with parameters from outside. Leave it out of accelerate config and launch."
+        )
 
 
 def check_not_sharded() -> None:

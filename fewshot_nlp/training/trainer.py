@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from fewshot_nlp.evaluation import EvaluationResult, evaluate, merge
-from fewshot_nlp.training.accelerator import build_accelerator, start_trackers
+from fewshot_nlp.training.accelerator import build_accelerator, check_precision, start_trackers
 from fewshot_nlp.training.arguments import FewShotTrainingArguments
 from fewshot_nlp.training.callbacks import callbacks_of
 from fewshot_nlp.training.faults import read_episode, together
@@ -82,7 +82,7 @@ class FewShotTrainer:
         skipped_steps: steps left out because their loss or gradient was not finite.
 
     Raises:
-        ValueError: settings that do not fit the samplers.
+        ValueError: settings that do not fit the samplers, or the accelerator that was given.
         ImportError: a tracker in ``args.report_to`` that is not installed.
         TypeError: something else than a learner.
     """
@@ -108,6 +108,7 @@ class FewShotTrainer:
         check_samplers(train_sampler, samplers, args)
         self.learner, self.args, self.train_sampler, self.reader = learner, args, train_sampler, reader
         self.accelerator = accelerator or build_accelerator(args)
+        check_precision(self.accelerator, args)
         self.listener = Listener()
         self.eval_specs = {name: [sampler[i] for i in range(args.eval_episodes)] for name, sampler in samplers.items()}
         self.validation = kind_of_validation(args, self.eval_specs, samplers.values())

@@ -1,5 +1,8 @@
 """Calling a module with other parameters, strictly."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -110,3 +113,18 @@ def test_a_pass_ends_before_a_layer(module):
     assert not reached and not double[2]._forward_pre_hooks
     with pytest.raises(RuntimeError, match="does not reach Linear"):
         inputs_of(nn.Linear(1, 1), lambda: double(X))
+
+
+@pytest.mark.parametrize("through", [call, run])
+def test_no_weight_outlives_its_call_under_autocast(module, through):
+    """Autocast would keep each leaf, and what it cast it to, until its block ends: an inner loop makes new ones."""
+    with torch.autocast("cpu", torch.bfloat16):
+        params = {name: torch.ones_like(module.get_parameter(name), requires_grad=True) for name in trainable(module)}
+        seen = weakref.ref(params["inner.weight"])
+        if through is call:
+            call(module, trainable(module), params, x=X)
+        else:
+            run(module, trainable(module), params, lambda: module(X))
+        del params
+        gc.collect()
+        assert seen() is None and torch.is_autocast_cache_enabled()

@@ -111,3 +111,15 @@ def test_conjugate_gradient_stops_at_a_direction_that_is_not_positive():
 
 def test_nothing_to_solve():
     assert torch.equal(conjugate_gradient(lambda v: A @ v, torch.zeros(3).double(), 5, 1e-9), torch.zeros(3).double())
+
+
+def test_scalar_products_are_not_rounded_by_autocast():
+    """They decide where the search goes next: in half precision it was lost."""
+    matrix, vector = A.float(), B.float()
+
+    def solve():
+        return conjugate_gradient(lambda direction: (matrix * direction).sum(dim=1), vector, 3, 1e-10)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = solve()
+    assert torch.equal(found, solve())

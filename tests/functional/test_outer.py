@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot_nlp.functional.outer import Carry, adapt, meta_gradient
+from fewshot_nlp.functional.outer import Carry, adapt, gradient, meta_gradient
 from fewshot_nlp.functional.rules import RULES, Point, build_rule
 
 #: f(x) = (x - b)' A (x - b) / 2, whose gradient is A (x - b).
@@ -154,3 +154,14 @@ def test_what_no_link_reads_has_no_gradient():
         assert torch.equal(
             meta_gradient(links(3), loss, params, chunk=chunk).grads["head.unused"], torch.zeros(2).double()
         )
+
+
+def test_the_backward_pass_is_not_rounded_by_autocast():
+    """What a forward pass left in full precision would be a product of halves there."""
+    x, weight = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(1, 2, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            loss = (x @ weight).exp().sum()
+        (found,) = gradient(loss, [weight])
+    (expected,) = torch.autograd.grad((x @ weight).exp().sum(), weight)
+    assert torch.equal(found, expected)

@@ -150,3 +150,24 @@ def test_meta_gradients_of_different_learners_do_not_add():
     one, other = (MetaGrad({name: torch.ones(1)}, zero, zero, 1) for name in ("model.a", "model.b"))
     with pytest.raises(ValueError, match=r"different parameters: \['model.a', 'model.b'\]"):
         one + other
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_mixed_precision_changes_each_gradient_by_hundredths(bert_folder, name):
+    """The backbone alone is in bfloat16: a method's own networks, and the way back, lose no digits of their own."""
+    settings = {"inner_learning_rate": 0.1, "proximal": 5.0 * (name == "imaml")}
+    learner = build_learner(tiny_config(bert_folder, learner=name, **settings))
+    rng = torch.Generator().manual_seed(2)
+    params = {
+        each: value if each in learner.remembered else value + 0.05 * torch.randn(value.shape, generator=rng)
+        for each, value in learner.init_params().items()
+    }
+    episodes = [random_episode([2, 3, 1], seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner.meta_grad(params, episodes)
+        learner.remember(params, episodes)
+    expected = learner.meta_grad(params, episodes)
+    assert {value.dtype for value in (*found.grads.values(), *found.logits)} == {torch.float32}
+    largest = max(value.norm() for value in expected.grads.values())
+    for each, value in expected.grads.items():
+        assert (found.grads[each] - value).norm() <= 0.15 * value.norm() + 1e-3 * largest, each

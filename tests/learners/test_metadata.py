@@ -203,3 +203,12 @@ def test_a_learner_that_starts_in_its_own_way_has_no_use_for_names_in_the_head(b
 def test_a_learner_that_reads_names_is_not_told_them_twice(bert_folder, learner):
     with pytest.raises(ValueError, match=f"would tell learner='{learner}' what it reads itself"):
         double(bert_folder, learner=learner, condition_on_names=True)
+
+
+def test_a_start_is_told_in_full_precision():
+    names, rng = torch.randn(3, 8), torch.Generator().manual_seed(0)
+    params = {name: torch.randn(v.shape, generator=rng) for name, v in metadata.init_params(8).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = metadata.start(params, names)
+    expected = metadata.start(params, names)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -1,5 +1,7 @@
 """Tasks side by side are learned and answered as one after another."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
@@ -225,3 +227,37 @@ def test_a_twin_shares_all_but_the_module(bert_folder):
     twin = above.twin()
     assert twin.trunk is not above.trunk
     assert twin.trunk.known is above.trunk.known and twin.trunk.top is above.trunk.top
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learner": "maml"},
+        {"learner": "maml", "lora_layers_to_transform": [1]},
+        {"learner": "meta_transfer", "adapter": "none"},
+        {"learner": "relation"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_threads_of_the_callers_own_take_turns_at_a_learner(bert_folder, settings):
+    """Each call found the parameters of another in the module; layers below stayed replaced for good."""
+    learner = build_learner(tiny_config(bert_folder, **settings))
+    start, rng = learner.init_params(), torch.Generator().manual_seed(0)
+    params = [{n: v + 0.2 * torch.randn(v.shape, generator=rng) for n, v in start.items()} for _ in range(2)]
+    episodes = [random_episode([1, 2], seed=seed, dtype=torch.float32) for seed in range(2)]
+
+    def trained(own):
+        return [*learner.meta_grad(own, episodes).grads.values()]
+
+    def answered(own):
+        return evaluate(learner, own, SPECS[:2], lambda spec: episodes[spec.index]).losses
+
+    expected = [(trained(own), answered(own)) for own in params]
+    for module in (learner.model.module, *learner.networks.modules.values()):
+        module.register_forward_pre_hook(lambda *_: time.sleep(0.002))
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [(pool.submit(trained, own), pool.submit(answered, own)) for own in params]
+        found = [(gradients.result(), losses.result()) for gradients, losses in waiting]
+    for (gradients, losses), (own_gradients, own_losses) in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradients, own_gradients)
+        assert losses == pytest.approx(own_losses, rel=1e-5)

@@ -145,6 +145,15 @@ def test_scores_are_twice_differentiable(language_folders, family, template, ada
     hessian_is_exact(lambda at: loss(scores(model, at, batch), batch.labels), params, rtol=1e-4, atol=1e-5)
 
 
+def test_under_autocast_the_likelihoods_of_names_do_not_tie(language_folders):
+    """In bfloat16 likelihoods far below one are a sixteenth apart, and the first of the names would be the answer."""
+    model = speaking(language_folders("gpt2"), template=CAUSAL)
+    params, batch = params_of(model), task(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scores(model, params, batch)
+    assert not torch.equal(found, found.bfloat16().float())
+
+
 def test_training_the_embeddings_changes_the_words_too(language_folders):
     """The words of a name are rows of a matrix that is tied to the input's."""
     model = speaking(language_folders("bert"), adapter="full", template=MASKED)

@@ -136,3 +136,23 @@ def test_the_precision_of_the_launcher_holds_where_none_is_set(tmp_path, monkeyp
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     accelerator = build_accelerator(FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
     assert accelerator.mixed_precision == "bf16"
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_no_secret(tmp_path, monkeypatch):
+    """`accelerate launch --cpu --num_processes 2` sets these and no more."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    args = FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.warns(UserWarning, match=r"starts this one alone.*torchrun --nproc_per_node"):
+        assert build_accelerator(args).num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    build_accelerator(args)
+
+
+def test_a_compiler_is_refused(tmp_path, monkeypatch):
+    args = FewShotTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    build_accelerator(args)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match="dynamo_backend='inductor' would change nothing"):
+        build_accelerator(args)

@@ -470,6 +470,13 @@ def test_bf16_runs_under_autocast(tmp_path):
     assert weights(trainer).dtype == torch.float32
 
 
+def test_an_accelerator_that_is_given_computes_as_the_settings_say(tmp_path):
+    """Full precision was taken for bf16 without a word."""
+    args, given = toy_args(tmp_path, bf16=True), Accelerator(cpu=True)
+    with pytest.raises(ValueError, match=r"bf16 is set, .* mixed_precision='no'"):
+        FewShotTrainer(ToyLearner(), args, ToySampler(), toy_reader, accelerator=given)
+
+
 class ListTracker(GeneralTracker):
     """A tracker of Accelerate's that keeps what it is given."""
 

@@ -22,6 +22,8 @@ MOVES = {aten.copy_.default, aten._to_copy.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 #: Cannot go on before what is to be computed is there.
 LOOKS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
+#: Touch no number, though torch does not call them views.
+IDLE = {"aten::detach", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::_unsafe_view", "aten::alias"}
 
 
 class _Module(backend_registration._DummyBackendModule):
@@ -95,7 +97,7 @@ class PretendTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(function, args, kwargs or {}, Counter())
+        return _run(function, args, kwargs or {})
 
     @property
     def device(self) -> torch.device:
@@ -119,12 +121,14 @@ class Accelerator(TorchDispatchMode):
     """A block in which ``DEVICE`` can be named.
 
     Attributes:
+        asked: how often each operation was asked for that computes or moves numbers, which on a GPU is a kernel.
         waits: how often the program looked at what is there, which on an accelerator waits for all that was asked for
             before; by operation.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.asked: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         # Below autograd and vmap, where FakeTensorMode is.
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
@@ -144,10 +148,10 @@ class Accelerator(TorchDispatchMode):
         self._prepared.__exit__(*error)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(function, args, kwargs or {}, self.waits)
+        return _run(function, args, kwargs or {}, self)
 
 
-def _run(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
+def _run(function: Any, args: Any, kwargs: dict[str, Any], seen: Accelerator | None = None) -> Any:
     if function is torch.ops.prim.device.default:
         return DEVICE
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -155,19 +159,21 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) 
     away = [each for each in tensors if not isinstance(each, PretendTensor) and each.dim()]
     named = kwargs.get("device")
     onto = bool(here) if named is None else torch.device(named).type == DEVICE.type
-    if here and away and function not in MOVES:
-        if function not in INDEXING or not isinstance(args[0], PretendTensor):
-            raise RuntimeError(f"Expected all tensors to be on the same device, {function}: {[t.shape for t in away]}")
-        waits[f"{function} by what is on the CPU"] += 1
-    masks = function in INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
-    if here and (function in LOOKS or masks or (function in MOVES and isinstance(args[0], PretendTensor) is not onto)):
-        waits[str(function)] += 1
+    indexed = function in INDEXING and isinstance(args[0], PretendTensor)
+    if here and away and function not in MOVES and not indexed:
+        raise RuntimeError(f"Expected all tensors to be on the same device, {function}: {[t.shape for t in away]}")
+    in_place = torch.Tag.inplace_view in function.tags
+    if seen is not None and here:
+        masked = function in INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
+        brought = function in MOVES and isinstance(args[0], PretendTensor) is not onto
+        seen.waits[str(function)] += bool(function in LOOKS or masked or brought or (indexed and away))
+        seen.asked[str(function)] += not (function.is_view or in_place or function._schema.name in IDLE)
     plain_args, plain = tree_map(_inner, args), tree_map(_inner, kwargs)
     if onto and named is not None:
         plain["device"] = torch.device("cpu")
     out = IN_ONE.get(function, function)(*plain_args, **plain)
     known = {id(each.inner): each for each in here}
-    if torch.Tag.inplace_view in function.tags:
+    if in_place:
         _shape_alone(function, args, kwargs)
     return tree_map(lambda t: known.get(id(t), PretendTensor(t)) if onto and type(t) is Tensor else t, out)
 

@@ -11,6 +11,7 @@ from fewshot_nlp.hub.adapter import FewShotAdapter
 from fewshot_nlp.learners import build_learner
 from fewshot_nlp.training import FewShotTrainer
 from fewshot_nlp.types import MetaGrad
+from tests.cli.test_benchmarks import load
 from tests.learners.test_stacking import SETTINGS, assert_same, in_double_precision
 from tests.pretend import DEVICE, Accelerator
 from tests.tiny import random_episode, tiny_config
@@ -89,6 +90,28 @@ def test_a_run_on_a_gpu_resumes(device, bert_folder, tmp_path, precision):
     for name, value in whole.params.items():
         assert torch.isfinite(value).all()
         assert torch.equal(resumed.params[name], value)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("setting", ["lora", "lora_top"])
+def test_of_sixteen_tasks_a_tenth_of_a_loops_operations_is_asked(setting, monkeypatch):
+    contenders = load("contenders", monkeypatch)
+    # How wide the network is does not matter.
+    narrow = {"hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 96}
+    monkeypatch.setattr(contenders, "SHAPE", narrow)
+
+    def asked(way, tasks):
+        with Accelerator() as accelerator:
+            gradient = way(setting, contenders.build_episodes([16], tasks, DEVICE), torch.float32)
+            # Once before: whether tasks can be stacked is tried.
+            gradient()
+            accelerator.asked.clear()
+            gradient()
+        return accelerator.asked.total()
+
+    loop, stack = 16 * asked(contenders.plain_loop, 1), asked(contenders.ours, 16)
+    print(f"{setting}: {loop:,} operations by a plain loop, {stack:,} by one stack, {loop / stack:.1f} times fewer")
+    assert stack < loop / 10
 
 
 @pytest.mark.parametrize("settings", [{"learner": "maml"}, {"learner": "protonet", "head": "prototype"}])

@@ -31,12 +31,14 @@ SETTINGS = {
 }
 
 
+#: Of MiniLM.
+SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
 def build_module(setting: str, attention: str, device: torch.device) -> Any:
-    """A random BERT of MiniLM's shape, the same one for every contender."""
+    """A random BERT of ``SHAPE``, the same one for every contender."""
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, hidden_act="gelu"
-    )
+    config = BertConfig(**SHAPE, hidden_act="gelu")
     config._attn_implementation = attention
     # Drawn on the CPU, where random numbers are the same for every device.
     module = BertModel(config, add_pooling_layer=False).eval()
@@ -115,7 +117,8 @@ def loss_of(forward: Callable[..., Any], head: list[Tensor], batch: Batch) -> Te
 
 
 def new_head(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    return [torch.zeros(*shape, dtype=dtype, device=device).requires_grad_() for shape in ((N_WAY, 384), (N_WAY,))]
+    shapes = (N_WAY, SHAPE["hidden_size"]), (N_WAY,)
+    return [torch.zeros(*shape, dtype=dtype, device=device).requires_grad_() for shape in shapes]
 
 
 def plain_loop(setting: str, episodes: list[Episode], dtype: torch.dtype) -> Gradient:

@@ -275,7 +275,7 @@ def an_accelerator_changes_nothing(subject: Subject) -> None:
             moved.meta_grad(params, there)
             accelerator.waits.clear()
             found = moved.meta_grad(params, there)
-            waits = dict(accelerator.waits)
+            waits = +accelerator.waits
     assert logits.device == DEVICE
     same(logits.cpu().detach(), subject.answer())
     if subject.entry.trained:

@@ -25,7 +25,7 @@ class Ridge(BaseLearner):
 
     def _adapt(self, params, support):
         features = torch.nn.functional.normalize(self.model.features(params, support.inputs), dim=-1)
-        gram = features @ features.T + 0.1 * torch.eye(len(support), dtype=features.dtype)
+        gram = features @ features.T + 0.1 * torch.eye(len(support)).to(features)
         targets = one_hot(support.labels, support.n_way).to(features.dtype)
         weight = torch.linalg.solve(gram, targets).T @ features
         return {WEIGHT: weight, BIAS: weight.new_zeros(support.n_way)}
@@ -173,6 +173,11 @@ class HidesState(ProtoNet):
         return self.hidden * super().predict(params, state, query)
 
 
+class StaysAtHome(ProtoNet):
+    def predict(self, params, state, query):
+        return super().predict(params, state, query) + torch.zeros(query.n_way)
+
+
 BROKEN = {
     contract.one_logit_a_class: WrongShape,
     contract.support_set_matters: IgnoresSupport,
@@ -195,6 +200,7 @@ BROKEN = {
     contract.works_in_every_grad_mode: NeedsGradMode,
     contract.wrong_names_are_refused: TakesAnyName,
     contract.saved_and_loaded_it_is_the_same: HidesState,
+    contract.an_accelerator_changes_nothing: StaysAtHome,
 }
 
 

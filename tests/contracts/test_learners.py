@@ -164,12 +164,12 @@ LEARNERS = {
 
 
 def matters(name: str, check: Check, shape: str, kind: str) -> bool:
-    """What a learner does with classes of one size hardly depends on what its inputs are, nor what one of its variants
-    does; nor does where it does so."""
-    first, variant = kind == LEARNERS[name].kinds[0], ", " in name
+    """What a learner does with classes of one size hardly depends on what its inputs are; what one of its variants does
+    hardly depends on the sizes either, and where it is done on neither."""
+    first, unequal, variant = kind == LEARNERS[name].kinds[0], shape == "unequal", ", " in name
     if check is an_accelerator_changes_nothing:
         return first and not variant
-    return first or (shape == "unequal" and not variant)
+    return (first and unequal) if variant else (first or unequal)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot_nlp.functional.twice import ClosedForms
@@ -61,6 +61,12 @@ def casting_anew() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A block without autocast on the device of ``like``: in the eight bits of bfloat16 many cosines tie, and argmax
+    takes the first class."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 #: Not in the modules, as a lock can be neither copied nor pickled.

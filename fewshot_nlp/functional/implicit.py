@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.functional.outer import Outcome, gradient, leaves
 from fewshot_nlp.types import Params
 
@@ -34,7 +35,7 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], vector: Tensor, step
     shows a direction that is not positive, with what was found until then.
     """
     # Rounded by autocast, its scalar products send it astray.
-    with torch.autocast(vector.device.type, enabled=False):
+    with full_precision(vector):
         x, residual = torch.zeros_like(vector), vector.clone()
         direction, square = residual, residual @ residual
         limit = tolerance**2 * square

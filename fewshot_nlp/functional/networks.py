@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewshot_nlp.functional.call import turn
+from fewshot_nlp.functional.call import full_precision, turn
 from fewshot_nlp.functional.outer import drawing
 from fewshot_nlp.types import Params
 
@@ -46,5 +46,5 @@ class Networks:
         """
         module = self.modules[name]
         own = {key: params[f"{PREFIX}{name}.{key}"] for key, _ in module.named_parameters()}
-        with turn(module), torch.autocast(next(iter(own.values())).device.type, enabled=False):
+        with turn(module), full_precision(next(iter(own.values()))):
             return torch.func.functional_call(module, own, args, kwargs)

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.types import Params
 
 
@@ -94,7 +95,7 @@ def gradient(
 
     What does not depend on a source gives it a gradient of zero.
     """
-    with torch.autocast(sources[0].device.type, enabled=False):
+    with full_precision(sources[0]):
         return torch.autograd.grad(outputs, sources, pulls, materialize_grads=True, **options)
 
 

@@ -12,10 +12,11 @@ from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.learners.base import BaseLearner
 from fewshot_nlp.learners.gradient import GradientLearner
 from fewshot_nlp.models.cache import FrozenFeatures
-from fewshot_nlp.models.heads import class_means, full_precision
+from fewshot_nlp.models.heads import class_means
 from fewshot_nlp.types import Batch, Episode, MetaGrad, Params, State
 
 

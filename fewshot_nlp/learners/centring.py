@@ -29,8 +29,9 @@ from torch.nn.functional import normalize
 from fewshot_nlp.config import FewShotConfig
 from fewshot_nlp.data.pool import Pool
 from fewshot_nlp.data.sampler import draw, generator
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.models.cache import embedded
-from fewshot_nlp.models.heads import class_means, full_precision
+from fewshot_nlp.models.heads import class_means
 from fewshot_nlp.types import Params
 
 CENTRE, WHITENING = "features.centre", "features.whitening"

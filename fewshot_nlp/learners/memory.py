@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from fewshot_nlp.checks import at_least
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.learners.base import BaseLearner
-from fewshot_nlp.models.heads import WEIGHT, class_means, full_precision
+from fewshot_nlp.models.heads import WEIGHT, class_means
 from fewshot_nlp.types import OUT_OF_SCOPE, Batch, Episode, EpisodeSpec, MetaGrad, Params, State
 
 MEANS = "memory.means"

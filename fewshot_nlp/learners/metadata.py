@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fewshot_nlp.models.heads import full_precision
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.types import Params
 
 PREFIX = "film."

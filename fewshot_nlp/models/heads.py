@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fewshot_nlp.config import FewShotConfig
+from fewshot_nlp.functional.call import full_precision
 from fewshot_nlp.types import OUT_OF_SCOPE, Params
 
 SCALE = "head.log_scale"
@@ -41,11 +42,6 @@ class Head(Protocol):
     def start(self, params: Params, features: Tensor, labels: Tensor, n_way: int) -> dict[str, Tensor]: ...
 
     def logits(self, params: Params, state: Params, features: Tensor) -> Tensor: ...
-
-
-def full_precision(features: Tensor) -> torch.autocast:
-    """A block without autocast: with the eight bits of bfloat16 many cosines tie, and argmax takes the first class."""
-    return torch.autocast(features.device.type, enabled=False)
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int, weights: Tensor | None = None) -> Tensor:
